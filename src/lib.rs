@@ -1,0 +1,8 @@
+//! Reinforcement fine-tuning of Hugging Face language models, on candle.
+//!
+//! A module may use its own layer or a lower one; `tests/architecture.rs` keeps the order:
+//! `cli` > `recipe`, `config` > `trainer`, `eval`, `checkpoint` > `algorithm`, `batch` > `rollout`, `reward`, `data`,
+//! `telemetry` > `model` > `text`, `hub` > `optim`, `ops` > `error`, `env`, `rng`, `io`, `device`.
+
+pub mod error;
+pub mod rng;
