@@ -4,5 +4,6 @@
 //! `cli` > `recipe`, `config` > `trainer`, `eval`, `checkpoint` > `algorithm`, `batch` > `rollout`, `reward`, `data`,
 //! `telemetry` > `model` > `text`, `hub` > `optim`, `ops` > `error`, `env`, `rng`, `io`, `device`.
 
+pub mod config;
 pub mod error;
 pub mod rng;

@@ -1,0 +1,376 @@
+//! Every setting of a training run, in one flat table.
+//!
+//! Owns names, types, defaults and their description: the doc comments below are the only source of the reference
+//! page (`reference.rs` reads them), so each states the unit, the range and, last, the default with its reason. A line
+//! `// # Title` opens a section of that page. What a setting does is the business of the component it is handed to;
+//! whether the values fit together is checked in `checks.rs`.
+
+use super::kinds::{
+    Algorithm, ComputeDtype, DeviceKind, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
+    ScaleRewards,
+};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The settings of a run. Missing keys take the defaults; unknown keys are errors.
+///
+/// ```
+/// let config = candlewick::config::RunConfig { num_generations: 4, ..Default::default() };
+/// assert_eq!(config.completions_per_step(), 32);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    // # Run
+    /// What is trained: `grpo` (sample, score, reinforce) or `sft` (supervised, on given completions).
+    /// Default `"grpo"`: it is what this program is for.
+    pub algorithm: Algorithm,
+    /// Folder that receives checkpoints, metrics and the final model. One run at a time may hold it.
+    /// Default `"output"`: a folder beside the call.
+    pub output_dir: PathBuf,
+    /// `never` starts afresh and refuses a folder that already holds checkpoints; `auto` continues from the newest
+    /// valid checkpoint of `output_dir`, or starts afresh where there is none; anything else is the path of the
+    /// checkpoint to continue from. Default `"never"`: continuing is said, not guessed.
+    pub resume: String,
+    /// Names every random draw of the run: equal seeds give equal runs. Whole number from 0 to 2^64 - 1.
+    /// Default `42`: as transformers.
+    pub seed: u64,
+    /// Where the run computes: `auto` (CUDA where there is one, else the CPU), `cpu` or `cuda`.
+    /// Default `"auto"`: the fastest there is.
+    pub device: DeviceKind,
+    /// Number format of forward and backward: `auto` (f32 on the CPU, bf16 on CUDA), `f32` or `bf16`. Master weights
+    /// and optimizer moments are f32 always. Default `"auto"`: what each device is fast at.
+    pub dtype: ComputeDtype,
+    /// CPU threads, 1 or more. The results do not depend on it. Default none: as many as there are cores.
+    pub threads: Option<usize>,
+    /// Allow no network access: models come from folders and the local Hub cache only.
+    /// Default `false`: a model that is missing is downloaded.
+    pub offline: bool,
+
+    // # Model
+    /// The model to start from: a folder in Hugging Face layout, or a Hub id (`org/name`). Required.
+    /// Default `""`: there is no model that fits everyone.
+    pub model: String,
+    /// Branch, tag or commit of a Hub id. Default none: the main branch.
+    pub revision: Option<String>,
+    /// First weights: `pretrained`, or `random` for a folder that holds only config.json and tokenizer files (drawn
+    /// from `seed`). Default `"pretrained"`: this is fine-tuning.
+    pub init: Init,
+    /// Number format of saved models: `auto` (that of the start model), `f32`, `bf16` or `f16`.
+    /// Default `"auto"`: the saved model is as large as the one it came from.
+    pub save_dtype: SaveDtype,
+
+    // # Data
+    /// JSONL file of the training rows. Required.
+    /// Default `""`: there is no data that fits everyone.
+    pub train_file: String,
+    /// JSONL file of the rows that evaluations measure on. Default none: nothing is evaluated.
+    pub eval_file: Option<String>,
+    /// Column with the prompt: a string, or a list of chat messages. Default `"prompt"`: as TRL.
+    pub prompt_column: String,
+    /// Column with the expected answer that rewards compare with. Default `"answer"`: as GSM8K.
+    pub answer_column: String,
+    /// Column with the completion to learn (`sft`). Default `"completion"`: as TRL.
+    pub completion_column: String,
+    /// System message put before the messages of each prompt that has none of its own; it makes plain prompts
+    /// conversational. Default none: rows are taken as they are.
+    pub system_prompt: Option<String>,
+    /// Chat template: the path of a Jinja file, or the template itself.
+    /// Default none: the model's own.
+    pub chat_template: Option<String>,
+    /// Extra variables of the chat template, such as `{ enable_thinking = false }`.
+    /// Default `{}`: the template decides.
+    pub chat_template_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// A row that cannot be read: `stop` the run and name it, or `skip` and count it.
+    /// Default `"stop"`: lost data should be noticed.
+    pub on_bad_row: OnBadRow,
+    /// Shuffle the training rows anew in each epoch, by `seed`.
+    /// Default `true`: neighbours in a file are often alike.
+    pub shuffle: bool,
+    /// Longest prompt, in tokens, 1 or more. Rows with longer prompts are left out and counted.
+    /// Default `512`: as TRL.
+    pub max_prompt_length: usize,
+
+    // # Rollouts
+    /// Completions sampled for each prompt (the group), 2 or more. More give a better baseline and cost more time.
+    /// Default `8`: as TRL.
+    pub num_generations: usize,
+    /// Longest completion, in tokens, 1 or more. Default `512`: as TRL.
+    pub max_completion_length: usize,
+    /// Divides the logits before sampling, above 0. Lower is more careful, higher more varied.
+    /// Default `1.0`: the distribution that the loss is about.
+    pub temperature: f64,
+    /// Sample from the smallest set of tokens that holds this much probability, above 0 to 1; 1 switches it off.
+    /// Default `1.0`: off, because a cut distribution is no longer the policy's own.
+    pub top_p: f64,
+    /// Sample from this many most likely tokens; 0 switches it off.
+    /// Default `0`: off, as `top_p`.
+    pub top_k: usize,
+    /// Leave out tokens less likely than this share of the likeliest one, 0 to 1.
+    /// Default none: off, as `top_p`.
+    pub min_p: Option<f64>,
+    /// Divides positive and multiplies negative logits of tokens that already occurred, above 0; 1 switches it off.
+    /// Default `1.0`: off, as `top_p`.
+    pub repetition_penalty: f64,
+    /// A completion also ends where its text contains one of these strings.
+    /// Default `[]`: only the model's end tokens and the length end it.
+    pub stop: Vec<String>,
+    /// Completions that decode at the same time; a finished one makes room for the next. Bounds the memory of the KV
+    /// cache; the results do not depend on it. 0 takes all completions of a step, within bounds.
+    /// Default `0`: the widest batch is the fastest.
+    pub rollout_slots: usize,
+
+    // # Rewards
+    /// The reward functions, one `[[rewards]]` table each; a completion's reward is their weighted sum. A file that
+    /// has any replaces the whole list. Default `[{ name = "last_integer", weight = 1.0, correct_reward = 1.0,
+    /// wrong_reward = 0.0 }]`: grades arithmetic.
+    pub rewards: Vec<RewardConfig>,
+
+    // # GRPO
+    /// Weight of the KL divergence to the start model, 0 or more. 0 loads no reference model.
+    /// Default `0.04`: the value of the GRPO paper (TRL's is 0).
+    pub beta: f64,
+    /// Estimator of that KL divergence: `k1`, `k2` or `k3`. `k1` has no useful gradient, so its penalty goes into the
+    /// reward. Default `"k3"`: never negative and of low variance; the paper's.
+    pub kl_estimator: KlEstimator,
+    /// Passes over the rollouts of a step, 1 or more. Default `1`: on-policy, as TRL.
+    pub num_iterations: usize,
+    /// Clip bound of the probability ratio: it counts from 1 - epsilon to 1 + epsilon. Above 0 and below 1.
+    /// Default `0.2`: as PPO and TRL.
+    pub epsilon: f64,
+    /// Upper clip bound where it is to differ (clip-higher of DAPO), at least `epsilon`.
+    /// Default none: equal to `epsilon`.
+    pub epsilon_high: Option<f64>,
+    /// Upper limit of the ratio also where the advantage is negative (two-sided clipping), above 1 + `epsilon_high`.
+    /// Default none: no limit, as TRL.
+    pub delta: Option<f64>,
+    /// How the tokens' losses are averaged: `grpo`, `bnpo`, `dr_grpo` or `dapo`.
+    /// Default `"dapo"`: long and short completions weigh by their tokens; as TRL.
+    pub loss_type: LossType,
+    /// What centred rewards are divided by: the standard deviation of the `group`, of the `batch`, or `none`.
+    /// Default `"group"`: the paper's, as TRL.
+    pub scale_rewards: ScaleRewards,
+    /// Leave completions that hit the length limit out of the loss; their reward still counts in the baseline.
+    /// Default `false`: as TRL.
+    pub mask_truncated_completions: bool,
+    /// Discount of the advantage by the tokens that follow: token t of n gets gamma^(n-1-t). Above 0 to 1.
+    /// Default `1.0`: no discount.
+    pub gamma: f64,
+
+    // # SFT
+    /// Learn the completion only (`true`), or the prompt too (`false`).
+    /// Default `true`: the prompt is given when the model is used.
+    pub completion_only_loss: bool,
+
+    // # Optimizer
+    /// Step size of AdamW, above 0. Default none: `1e-6` for grpo, `2e-5` for sft; as TRL.
+    pub learning_rate: Option<f64>,
+    /// Course of the learning rate after the warm-up: `constant`, or to 0 as `linear` or `cosine`.
+    /// Default `"linear"`: as transformers.
+    pub lr_scheduler_type: LrSchedulerType,
+    /// Optimizer steps in which the learning rate rises from 0, 0 or more; a value below 1 is a share of all steps.
+    /// Default `0.0`: as transformers.
+    pub warmup_steps: f64,
+    /// Decay of AdamW's first moment, 0 to below 1. Default `0.9`: as torch.
+    pub adam_beta1: f64,
+    /// Decay of AdamW's second moment, 0 to below 1. Default `0.999`: as torch.
+    pub adam_beta2: f64,
+    /// Added to AdamW's denominator, above 0. Default `1e-8`: as torch.
+    pub adam_epsilon: f64,
+    /// Decoupled weight decay, 0 or more; norms and biases are left out. Default `0.0`: as TRL.
+    pub weight_decay: f64,
+    /// Largest L2 norm of the whole gradient, above 0; a larger one is scaled down to it.
+    /// Default `1.0`: as transformers.
+    pub max_grad_norm: f64,
+
+    // # Batch and length
+    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`: rows).
+    /// Default `8`: with the default group 64 completions.
+    pub prompts_per_step: usize,
+    /// Rollouts that share one optimizer step, 1 or more: it covers `prompts_per_step` times this many prompts.
+    /// Default `1`: the batch is as large as `prompts_per_step` says.
+    pub gradient_accumulation_steps: usize,
+    /// Tokens that go through forward and backward at once, 1 or more. Bounds the memory of training; the results do
+    /// not depend on it (`loss_type = "bnpo"` apart). Default `8192`: fits a 1B model on a 24 GB card.
+    pub max_tokens_per_micro_batch: usize,
+    /// Compute activations again in the backward pass: less memory, about a third more time.
+    /// Default `false`: time first.
+    pub gradient_checkpointing: bool,
+    /// Passes over the training rows, above 0; fractions are allowed. Default `1.0`: as TRL's GRPO.
+    pub num_train_epochs: f64,
+    /// Optimizer steps, 1 or more; overrides `num_train_epochs`. Default none: the epochs decide.
+    pub max_steps: Option<u64>,
+
+    // # Evaluation
+    /// Optimizer steps between evaluations; 0 evaluates before and after only.
+    /// Default `0`: an evaluation can cost more than a step.
+    pub eval_steps: u64,
+    /// Evaluate before the first step, where there is an `eval_file`.
+    /// Default `true`: a result needs something to compare with.
+    pub eval_on_start: bool,
+    /// Evaluate on the first rows of `eval_file` only, 1 or more. Default none: all rows.
+    pub eval_max_rows: Option<usize>,
+
+    // # Logs and checkpoints
+    /// Optimizer steps between lines of metrics, 1 or more. Default `1`: steps are long.
+    pub logging_steps: u64,
+    /// Completions written to completions.jsonl at each logged step; 0 writes none.
+    /// Default `8`: enough to see what the model does.
+    pub log_completions: usize,
+    /// Optimizer steps between checkpoints; 0 saves at the end only. Default `100`: bounds what a crash can cost.
+    pub save_steps: u64,
+    /// Checkpoints kept, the newest ones; 0 keeps all. Default `3`: disks are finite.
+    pub save_total_limit: usize,
+    /// Where metrics go besides the output folder: `[]` or `["none"]`; other trackers are not supported yet.
+    /// Default `[]`: metrics.jsonl and completions.jsonl are always written.
+    pub report_to: Vec<String>,
+    /// Name of the project the run belongs to, kept with its metrics. Default none: no project.
+    pub project: Option<String>,
+    /// Name of the run, kept with its metrics. Default none: no name.
+    pub run_name: Option<String>,
+}
+
+/// One reward function with its weight.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RewardConfig {
+    /// Which reward function. Default `"last_integer"`: the last integer of the completion against the answer's.
+    pub name: String,
+    /// Factor of this reward in the sum, any finite number. Default `1.0`: the reward as it is.
+    pub weight: f64,
+    /// Score of a right completion, any finite number. Default `1.0`: the mean reward is then the accuracy.
+    pub correct_reward: f64,
+    /// Score of any other completion, any finite number. Default `0.0`: the mean reward is then the accuracy.
+    pub wrong_reward: f64,
+}
+
+impl Default for RewardConfig {
+    fn default() -> Self {
+        Self { name: "last_integer".to_owned(), weight: 1.0, correct_reward: 1.0, wrong_reward: 0.0 }
+    }
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            output_dir: PathBuf::from("output"),
+            resume: "never".to_owned(),
+            seed: 42,
+            device: DeviceKind::default(),
+            dtype: ComputeDtype::default(),
+            threads: None,
+            offline: false,
+            model: String::new(),
+            revision: None,
+            init: Init::default(),
+            save_dtype: SaveDtype::default(),
+            train_file: String::new(),
+            eval_file: None,
+            prompt_column: "prompt".to_owned(),
+            answer_column: "answer".to_owned(),
+            completion_column: "completion".to_owned(),
+            system_prompt: None,
+            chat_template: None,
+            chat_template_kwargs: serde_json::Map::new(),
+            on_bad_row: OnBadRow::default(),
+            shuffle: true,
+            max_prompt_length: 512,
+            num_generations: 8,
+            max_completion_length: 512,
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: None,
+            repetition_penalty: 1.0,
+            stop: Vec::new(),
+            rollout_slots: 0,
+            rewards: vec![RewardConfig::default()],
+            beta: 0.04,
+            kl_estimator: KlEstimator::default(),
+            num_iterations: 1,
+            epsilon: 0.2,
+            epsilon_high: None,
+            delta: None,
+            loss_type: LossType::default(),
+            scale_rewards: ScaleRewards::default(),
+            mask_truncated_completions: false,
+            gamma: 1.0,
+            completion_only_loss: true,
+            learning_rate: None,
+            lr_scheduler_type: LrSchedulerType::default(),
+            warmup_steps: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            prompts_per_step: 8,
+            gradient_accumulation_steps: 1,
+            max_tokens_per_micro_batch: 8192,
+            gradient_checkpointing: false,
+            num_train_epochs: 1.0,
+            max_steps: None,
+            eval_steps: 0,
+            eval_on_start: true,
+            eval_max_rows: None,
+            logging_steps: 1,
+            log_completions: 8,
+            save_steps: 100,
+            save_total_limit: 3,
+            report_to: Vec::new(),
+            project: None,
+            run_name: None,
+        }
+    }
+}
+
+/// What `resume` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// Start afresh.
+    Never,
+    /// Continue from the newest valid checkpoint of the output folder, or start afresh where there is none.
+    Auto,
+    /// Continue from this checkpoint folder.
+    From(PathBuf),
+}
+
+impl RunConfig {
+    /// The learning rate that is used: the one set, else the algorithm's default.
+    #[must_use]
+    pub fn resolved_learning_rate(&self) -> f64 {
+        self.learning_rate.unwrap_or(match self.algorithm {
+            Algorithm::Grpo => 1e-6,
+            Algorithm::Sft => 2e-5,
+        })
+    }
+
+    /// The upper clip bound that is used: `epsilon_high`, else `epsilon`.
+    #[must_use]
+    pub fn resolved_epsilon_high(&self) -> f64 {
+        self.epsilon_high.unwrap_or(self.epsilon)
+    }
+
+    /// Prompts that one optimizer step covers (`sft`: rows).
+    #[must_use]
+    pub fn prompts_per_optimizer_step(&self) -> usize {
+        self.prompts_per_step.saturating_mul(self.gradient_accumulation_steps)
+    }
+
+    /// Completions that one rollout samples: the rows P*G of a step before accumulation.
+    #[must_use]
+    pub fn completions_per_step(&self) -> usize {
+        self.prompts_per_step.saturating_mul(self.num_generations)
+    }
+
+    /// `resume` as a choice.
+    #[must_use]
+    pub fn resume_choice(&self) -> Resume {
+        match self.resume.as_str() {
+            "never" => Resume::Never,
+            "auto" => Resume::Auto,
+            path => Resume::From(PathBuf::from(path)),
+        }
+    }
+}
