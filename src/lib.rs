@@ -6,4 +6,5 @@
 
 pub mod config;
 pub mod error;
+pub mod model;
 pub mod rng;

@@ -1,0 +1,15 @@
+//! The models: what a `config.json` describes, which tensors it asks for, and how they are read.
+//!
+//! A family is a configuration plus its weight names; there is one decoder for all of them. Files come from `hub`,
+//! trained weights leave through `checkpoint`.
+
+pub mod config;
+mod config_checks;
+mod error;
+pub mod header;
+pub mod json;
+pub mod weights;
+
+pub use config::{Family, Init, ModelConfig, RopeScaling, TensorSpec};
+pub use error::{ConfigProblem, HeaderProblem, ModelError, TensorProblem};
+pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights};
