@@ -1,0 +1,352 @@
+//! Causal attention with grouped keys and values over packed segments, each with an optional shared prefix.
+//!
+//! A query attends to the rows of its segment's prefix and to its own segment up to itself (Vaswani et al.,
+//! arXiv:1706.03762 eq. 1; grouped heads: Ainslie et al., arXiv:2305.13245). The completions of a group name their
+//! prompt as prefix, so the prompt's keys and values are computed once. The same kernel serves training (keys are rows
+//! of the packed batch) and decoding (keys are rows of the cache): a query's result has the same bits in both.
+//!
+//! Scores of one query and head are all that is ever held; the backward pass computes them again.
+
+use super::math::{axpy, dot, exp_sum_in_place, max, vectorized};
+use super::storage::{Mat, Shared, mat, update};
+use candle_core::{DType, Result, Tensor, bail};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The head counts: `num_heads` query heads share `num_kv_heads` key and value heads of `head_dim` values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    pub num_heads: usize,
+    pub num_kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Columns of the queries.
+    #[must_use]
+    pub fn q_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Columns of the keys, and of the values.
+    #[must_use]
+    pub fn kv_width(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+
+    /// Columns of packed queries, keys and values.
+    #[must_use]
+    pub fn qkv_width(&self) -> usize {
+        self.q_width() + 2 * self.kv_width()
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// The key rows that one query sees, in order: the prefix, then its own segment up to itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Context {
+    pub prefix: Range<usize>,
+    pub own: Range<usize>,
+}
+
+impl Context {
+    /// Number of keys.
+    #[must_use]
+    pub fn num_keys(&self) -> usize {
+        self.prefix.len() + self.own.len()
+    }
+
+    fn rows(&self) -> impl Iterator<Item = usize> + use<> {
+        self.prefix.clone().chain(self.own.clone())
+    }
+}
+
+/// A run of rows of the packed batch that attend causally to each other and fully to `prefix`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    pub rows: Range<usize>,
+    pub prefix: Range<usize>,
+}
+
+/// The contexts of every row of a packed batch.
+///
+/// # Errors
+/// Fails where the segments do not cover the rows `0..num_rows` in order, or a prefix lies outside the batch.
+pub fn contexts(segments: &[Segment], num_rows: usize) -> Result<Vec<Context>> {
+    let mut contexts = Vec::with_capacity(num_rows);
+    for segment in segments {
+        if segment.rows.start != contexts.len() || segment.prefix.end > num_rows {
+            bail!("attention: segment {segment:?} after {} of {num_rows} rows", contexts.len());
+        }
+        contexts.extend(
+            segment
+                .rows
+                .clone()
+                .map(|row| Context { prefix: segment.prefix.clone(), own: segment.rows.start..row + 1 }),
+        );
+    }
+    if contexts.len() != num_rows {
+        bail!("attention: segments cover {} of {num_rows} rows", contexts.len());
+    }
+    Ok(contexts)
+}
+
+/// Attention of each query row over its context.
+///
+/// # Shapes
+/// `q [N, H*E]`, `k, v [T, K*E]` (column ranges of wider matrices allowed), `contexts [N]` with rows below T
+/// `-> [N, H*E]`
+///
+/// # Errors
+/// Fails where shapes or contexts do not fit.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads: Heads) -> Result<Tensor> {
+    let y = Tensor::zeros((q.dim(0)?, heads.q_width()), DType::F32, q.device())?;
+    let (q_storage, q_layout) = q.storage_and_layout();
+    let (k_storage, k_layout) = k.storage_and_layout();
+    let (v_storage, v_layout) = v.storage_and_layout();
+    let (q, k, v) = (mat(&q_storage, q_layout)?, mat(&k_storage, k_layout)?, mat(&v_storage, v_layout)?);
+    check(&q, &k, &v, contexts, heads)?;
+    let width = heads.q_width();
+    update(&y, |y| {
+        y.data.par_chunks_mut(width).enumerate().with_min_len(2).for_each_init(Vec::new, |scores, (row, y)| {
+            scores.resize(contexts[row].num_keys(), 0.0);
+            vectorized(|| attend_row(q.row(row), &k, &v, &contexts[row], heads, scores, y));
+        });
+        Ok(())
+    })?;
+    Ok(y)
+}
+
+#[inline(always)]
+fn attend_row(q: &[f32], k: &Mat<'_>, v: &Mat<'_>, at: &Context, heads: Heads, scores: &mut [f32], y: &mut [f32]) {
+    let (e, shared) = (heads.head_dim, heads.num_heads / heads.num_kv_heads);
+    for head in 0..heads.num_heads {
+        let column = head / shared * e;
+        let sum = softmax_weights(&q[head * e..][..e], k, column, at, heads.scale(), scores);
+        let y = &mut y[head * e..][..e];
+        y.fill(0.0);
+        for (p, row) in scores.iter().zip(at.rows()) {
+            axpy(*p, &v.row(row)[column..][..e], y);
+        }
+        y.iter_mut().for_each(|y| *y /= sum);
+    }
+}
+
+/// Fills `scores` with `exp(q·k * scale - max)` over the context and returns their sum.
+#[inline(always)]
+fn softmax_weights(q: &[f32], k: &Mat<'_>, column: usize, at: &Context, scale: f32, scores: &mut [f32]) -> f32 {
+    for (score, row) in scores.iter_mut().zip(at.rows()) {
+        *score = dot(q, &k.row(row)[column..][..q.len()]) * scale;
+    }
+    let shift = max(scores);
+    exp_sum_in_place(scores, shift)
+}
+
+/// The gradient of [`attention`] within one packed batch, with respect to packed queries, keys and values.
+///
+/// With P the softmax weights and dP = g vᵀ: dv = Pᵀ g, dS = P (dP - rowsum(P dP)), dq = dS k scale, dk = dSᵀ q scale.
+///
+/// # Shapes
+/// `g [N, H*E]` (gradient of the result), `qkv [N, (H + 2K) E]` (columns: queries, keys, values) `-> [N, (H + 2K) E]`
+///
+/// # Errors
+/// Fails where shapes or segments do not fit.
+pub fn attention_backward(g: &Tensor, qkv: &Tensor, segments: &[Segment], heads: Heads) -> Result<Tensor> {
+    let (n, width) = qkv.dims2()?;
+    let contexts = contexts(segments, n)?;
+    let dqkv = Tensor::zeros((n, width), DType::F32, qkv.device())?;
+    let (g_storage, g_layout) = g.storage_and_layout();
+    let (storage, layout) = qkv.storage_and_layout();
+    let (g, qkv) = (mat(&g_storage, g_layout)?, mat(&storage, layout)?);
+    if width != heads.qkv_width() || (g.rows, g.cols) != (n, heads.q_width()) {
+        bail!("attention: gradient [{}, {}] of [{n}, {width}] with {heads:?}", g.rows, g.cols);
+    }
+    let backward = Backward {
+        q: qkv.columns(0, heads.q_width()),
+        k: qkv.columns(heads.q_width(), heads.kv_width()),
+        v: qkv.columns(heads.q_width() + heads.kv_width(), heads.kv_width()),
+        g,
+        contexts: &contexts,
+        heads,
+    };
+    // Segments with one prefix add to the same keys: they form one task, for each head of keys.
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for segment in segments {
+        let root = if segment.prefix.is_empty() { segment.rows.start } else { segment.prefix.start };
+        groups.entry(root).or_default().extend(segment.rows.clone());
+    }
+    let tasks: Vec<(&Vec<usize>, usize)> =
+        groups.values().flat_map(|rows| (0..heads.num_kv_heads).map(move |head| (rows, head))).collect();
+    update(&dqkv, |dqkv| {
+        let out = Shared::new(dqkv.data);
+        tasks.par_iter().for_each_init(Vec::new, |scratch, (rows, kv_head)| {
+            vectorized(|| rows.iter().for_each(|row| backward.row(*row, *kv_head, scratch, out, width)));
+        });
+        Ok(())
+    })?;
+    Ok(dqkv)
+}
+
+struct Backward<'a> {
+    q: Mat<'a>,
+    k: Mat<'a>,
+    v: Mat<'a>,
+    g: Mat<'a>,
+    contexts: &'a [Context],
+    heads: Heads,
+}
+
+impl Backward<'_> {
+    /// Adds what query `row` gives to the gradients, for the query heads that share `kv_head`.
+    #[inline(always)]
+    fn row(&self, row: usize, kv_head: usize, scratch: &mut Vec<f32>, out: Shared, width: usize) {
+        let heads = self.heads;
+        let (e, shared, at) = (heads.head_dim, heads.num_heads / heads.num_kv_heads, &self.contexts[row]);
+        scratch.resize(2 * at.num_keys(), 0.0);
+        let (p, dp) = scratch.split_at_mut(at.num_keys());
+        let (column, k_start, v_start) = (kv_head * e, heads.q_width(), heads.q_width() + heads.kv_width());
+        for head in kv_head * shared..(kv_head + 1) * shared {
+            let (q, g) = (&self.q.row(row)[head * e..][..e], &self.g.row(row)[head * e..][..e]);
+            let sum = softmax_weights(q, &self.k, column, at, heads.scale(), p);
+            let mut inner = 0.0f32;
+            for ((p, dp), key) in p.iter_mut().zip(dp.iter_mut()).zip(at.rows()) {
+                *p /= sum;
+                *dp = dot(g, &self.v.row(key)[column..][..e]);
+                inner = p.mul_add(*dp, inner);
+            }
+            // SAFETY: a task owns these columns of its rows: `head` belongs to `kv_head`, and the context's rows
+            // belong to the task's group. No two of the slices alive at one time overlap.
+            let dq = unsafe { out.slice(row * width + head * e, e) };
+            for ((p, dp), key) in p.iter().zip(dp.iter()).zip(at.rows()) {
+                let ds = p * (dp - inner) * heads.scale();
+                axpy(ds, &self.k.row(key)[column..][..e], dq);
+                // SAFETY: as above.
+                let dk = unsafe { out.slice(key * width + k_start + column, e) };
+                axpy(ds, q, dk);
+                // SAFETY: as above.
+                let dv = unsafe { out.slice(key * width + v_start + column, e) };
+                axpy(*p, g, dv);
+            }
+        }
+    }
+}
+
+fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Heads) -> Result<()> {
+    let fits = heads.num_kv_heads > 0
+        && heads.num_heads % heads.num_kv_heads == 0
+        && q.cols == heads.q_width()
+        && k.cols == heads.kv_width()
+        && v.cols == heads.kv_width()
+        && k.rows == v.rows
+        && contexts.len() == q.rows
+        && contexts.iter().all(|c| c.prefix.end.max(c.own.end) <= k.rows && c.num_keys() > 0);
+    if !fits {
+        bail!(
+            "attention: queries [{}, {}], keys [{}, {}], values [{}, {}], {} contexts, {heads:?}",
+            q.rows,
+            q.cols,
+            k.rows,
+            k.cols,
+            v.rows,
+            v.cols,
+            contexts.len()
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, assert_thread_invariant, random, reference_gradients, variable};
+
+    /// The naive reference, differentiable by candle: full scores with a mask made of the contexts.
+    fn reference(qkv: &Tensor, contexts: &[Context], heads: Heads) -> Result<Tensor> {
+        let (n, e, shared) = (qkv.dim(0)?, heads.head_dim, heads.num_heads / heads.num_kv_heads);
+        let mut mask = vec![f32::NEG_INFINITY; n * n];
+        for (row, context) in contexts.iter().enumerate() {
+            context.rows().for_each(|key| mask[row * n + key] = 0.0);
+        }
+        let mask = Tensor::from_vec(mask, (n, n), qkv.device())?;
+        let mut outs = Vec::new();
+        for head in 0..heads.num_heads {
+            let q = qkv.narrow(1, head * e, e)?;
+            let k = qkv.narrow(1, heads.q_width() + head / shared * e, e)?;
+            let v = qkv.narrow(1, heads.q_width() + heads.kv_width() + head / shared * e, e)?;
+            let scores = (q.contiguous()?.matmul(&k.t()?.contiguous()?)? * f64::from(heads.scale()))?;
+            let p = candle_nn::ops::softmax(&(scores + &mask)?, 1)?;
+            outs.push(p.matmul(&v.contiguous()?)?);
+        }
+        Tensor::cat(&outs, 1)
+    }
+
+    fn parts(qkv: &Tensor, heads: Heads) -> Result<[Tensor; 3]> {
+        let (q, kv) = (heads.q_width(), heads.kv_width());
+        Ok([qkv.narrow(1, 0, q)?, qkv.narrow(1, q, kv)?, qkv.narrow(1, q + kv, kv)?])
+    }
+
+    /// A prompt shared by completions of different lengths, an unrelated sequence, a single token.
+    fn segments() -> Vec<Segment> {
+        [(0..5, 0..0), (5..6, 0..5), (6..13, 0..5), (13..30, 0..0), (30..31, 0..0), (31..33, 30..31)]
+            .map(|(rows, prefix)| Segment { rows, prefix })
+            .to_vec()
+    }
+
+    #[test]
+    fn forward_and_backward_match_the_reference() -> Result<()> {
+        for (num_heads, num_kv_heads, head_dim) in [(1, 1, 1), (7, 1, 6), (4, 2, 16), (6, 3, 10)] {
+            let heads = Heads { num_heads, num_kv_heads, head_dim };
+            let segments = segments();
+            let contexts = contexts(&segments, 33)?;
+            let (qkv, g) = (random(&[33, heads.qkv_width()], 1), random(&[33, heads.q_width()], 2));
+            let var = variable(&qkv);
+            let y = reference(&var, &contexts, heads)?;
+            let expected = reference_gradients(&y, &g, &[&var])?;
+            let [q, k, v] = parts(&qkv, heads)?;
+            assert_close(&attention(&q, &k, &v, &contexts, heads)?, &y, 1e-5);
+            assert_close(&attention_backward(&g, &qkv, &segments, heads)?, &expected[0], 1e-5);
+        }
+        Ok(())
+    }
+
+    /// A query over a cache whose rows lie elsewhere has the bits of the same query in the packed batch.
+    #[test]
+    fn cached_equals_packed() -> Result<()> {
+        let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 12 };
+        let qkv = random(&[33, heads.qkv_width()], 1);
+        let [q, k, v] = parts(&qkv, heads)?;
+        let packed = attention(&q, &k, &v, &contexts(&segments(), 33)?, heads)?.to_vec2::<f32>()?;
+        // Row 12 is the last of the segment 6..13 with prefix 0..5; the cache holds the two in the other order.
+        let order: Vec<u32> = (6..13).chain(0..5).collect();
+        let cache = |x: &Tensor| super::super::embedding::gather_rows(&x.contiguous()?, &order);
+        let context = Context { prefix: 7..12, own: 0..7 };
+        let one = attention(&q.narrow(0, 12, 1)?, &cache(&k)?, &cache(&v)?, &[context], heads)?.to_vec2::<f32>()?;
+        assert!(one[0].iter().zip(&packed[12]).all(|(a, b)| a.to_bits() == b.to_bits()));
+        Ok(())
+    }
+
+    #[test]
+    fn threads_do_not_change_the_bits() {
+        assert_thread_invariant(|| {
+            let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim: 8 };
+            let (qkv, g) = (random(&[33, heads.qkv_width()], 1), random(&[33, heads.q_width()], 2));
+            let [q, k, v] = parts(&qkv, heads).expect("fits");
+            let contexts = contexts(&segments(), 33).expect("fits");
+            let y = attention(&q, &k, &v, &contexts, heads).expect("fits");
+            vec![y, attention_backward(&g, &qkv, &segments(), heads).expect("fits")]
+        });
+    }
+
+    #[test]
+    fn contexts_outside_the_keys_are_errors() {
+        let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 2 };
+        let x = random(&[3, 2], 1);
+        let outside = Context { prefix: 0..0, own: 0..4 };
+        assert!(attention(&x.narrow(0, 0, 1).expect("fits"), &x, &x, &[outside], heads).is_err());
+        assert!(contexts(&[Segment { rows: 1..3, prefix: 0..0 }], 3).is_err());
+    }
+}

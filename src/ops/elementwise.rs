@@ -1,0 +1,155 @@
+//! The gated unit of the feed-forward block, and the residual sum.
+
+use super::math::{exp, vectorized};
+use super::storage::{Mat, mat, update};
+use candle_core::{DType, Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// Values a task takes at a time.
+const VALUES: usize = 16 * 1024;
+
+/// `silu(gate) * up` (Shazeer, arXiv:2002.05202), from both halves of one matrix.
+///
+/// # Shapes
+/// `gate_up [N, 2F]` (columns: gate, then up) `-> [N, F]`
+///
+/// # Errors
+/// Fails where the number of columns is odd.
+pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
+    let (n, width) = half(gate_up)?;
+    let y = Tensor::zeros((n, width), DType::F32, gate_up.device())?;
+    let (storage, layout) = gate_up.storage_and_layout();
+    let x = mat(&storage, layout)?;
+    update(&y, |y| {
+        let rows = (VALUES / width.max(1)).max(1);
+        y.data.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(block, y)| {
+            vectorized(|| {
+                for (row, y) in y.chunks_exact_mut(width).enumerate() {
+                    let (gate, up) = x.row(block * rows + row).split_at(width);
+                    for i in 0..width {
+                        y[i] = gate[i] / (1.0 + exp(-gate[i])) * up[i];
+                    }
+                }
+            });
+        });
+        Ok(())
+    })?;
+    drop(storage);
+    Ok(y)
+}
+
+/// The gradient of [`silu_mul`] with respect to its input, as a new matrix.
+///
+/// With s = sigmoid(gate): d gate = g up s (1 + gate (1 - s)), d up = g gate s.
+///
+/// # Shapes
+/// `g [N, F]`, `gate_up [N, 2F] -> [N, 2F]`
+///
+/// # Errors
+/// Fails where the shapes do not fit.
+pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
+    let (n, width) = half(gate_up)?;
+    if g.dims() != [n, width] {
+        bail!("silu_mul: gradient {:?} for an input {:?}", g.dims(), gate_up.dims());
+    }
+    let dx = Tensor::zeros((n, 2 * width), DType::F32, g.device())?;
+    let (g_storage, g_layout) = g.storage_and_layout();
+    let (storage, layout) = gate_up.storage_and_layout();
+    let (g, x) = (mat(&g_storage, g_layout)?, mat(&storage, layout)?);
+    update(&dx, |dx| {
+        let rows = (VALUES / width.max(1)).max(1);
+        dx.data.par_chunks_mut((rows * 2 * width).max(1)).enumerate().for_each(|(block, dx)| {
+            vectorized(|| {
+                for (row, dx) in dx.chunks_exact_mut(2 * width).enumerate() {
+                    backward_row(&g, &x, block * rows + row, dx);
+                }
+            });
+        });
+        Ok(())
+    })?;
+    drop((storage, g_storage));
+    Ok(dx)
+}
+
+#[inline(always)]
+fn backward_row(g: &Mat<'_>, x: &Mat<'_>, row: usize, dx: &mut [f32]) {
+    let (g, (gate, up)) = (g.row(row), x.row(row).split_at(g.cols));
+    let (d_gate, d_up) = dx.split_at_mut(g.len());
+    for i in 0..g.len() {
+        let s = 1.0 / (1.0 + exp(-gate[i]));
+        d_gate[i] = g[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+        d_up[i] = g[i] * gate[i] * s;
+    }
+}
+
+/// `y += x` in place, the residual sum.
+///
+/// # Errors
+/// Fails where the shapes differ.
+pub fn add_into(y: &Tensor, x: &Tensor) -> Result<()> {
+    if x.dims() != y.dims() {
+        bail!("add: {:?} to {:?}", x.dims(), y.dims());
+    }
+    let (storage, layout) = x.storage_and_layout();
+    let x = mat(&storage, layout)?;
+    update(y, |mut y| {
+        if y.stride == y.cols && x.stride == x.cols {
+            y.data.par_chunks_mut(VALUES).zip(x.data.par_chunks(VALUES)).for_each(|(y, x)| {
+                vectorized(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+            });
+        } else {
+            (0..y.rows).for_each(|row| y.row(row).iter_mut().zip(x.row(row)).for_each(|(y, x)| *y += x));
+        }
+        Ok(())
+    })
+}
+
+fn half(gate_up: &Tensor) -> Result<(usize, usize)> {
+    let (n, cols) = gate_up.dims2()?;
+    if cols % 2 != 0 {
+        bail!("silu_mul: {cols} columns are not two halves");
+    }
+    Ok((n, cols / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, assert_thread_invariant, random, reference_gradients, variable};
+
+    /// The naive reference, differentiable by candle.
+    fn reference(x: &Tensor) -> Result<Tensor> {
+        let width = x.dim(1)? / 2;
+        x.narrow(1, 0, width)?.silu()? * x.narrow(1, width, width)?
+    }
+
+    #[test]
+    fn forward_and_backward_match_the_reference() -> Result<()> {
+        for (n, width) in [(1, 1), (3, 17), (50, 700)] {
+            let (x, g) = ((random(&[n, 2 * width], 1) * 3.0)?, random(&[n, width], 2));
+            let xv = variable(&x);
+            let y = reference(&xv)?;
+            let expected = reference_gradients(&y, &g, &[&xv])?;
+            assert_close(&silu_mul(&x)?, &y, 1e-5);
+            assert_close(&silu_mul_backward(&g, &x)?, &expected[0], 1e-5);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn sums_in_place() -> Result<()> {
+        let (x, y) = (random(&[3, 5], 1), random(&[3, 9], 2));
+        let expected = (&x + y.narrow(1, 2, 5)?.contiguous()?)?;
+        add_into(&y.narrow(1, 2, 5)?, &x)?;
+        assert_close(&y.narrow(1, 2, 5)?.contiguous()?, &expected, 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn threads_do_not_change_the_bits() {
+        assert_thread_invariant(|| {
+            let (x, g) = (random(&[300, 200], 1), random(&[300, 100], 2));
+            vec![silu_mul(&x).expect("fits"), silu_mul_backward(&g, &x).expect("fits")]
+        });
+    }
+}

@@ -1,0 +1,236 @@
+//! From hidden states to log-probs of chosen tokens, in tiles: the logits of a batch are never held.
+//!
+//! With z = h Wᵀ / temperature: l_y = z_y - logsumexp(z) and H = logsumexp(z) - sum z softmax(z), in nats.
+
+use super::Weight;
+use super::embedding::{gather_rows, scatter_add_rows, zeros};
+use super::math::{exp, logsumexp_entropy, vectorized};
+use super::matmul::{Form, matmul_into};
+use super::storage::{MatMut, update};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+/// The size of a tile of logits. Within it as many rows are taken as fit.
+const TILE_BYTES: usize = 16 << 20;
+/// Small vocabularies would give tiles of thousands of rows, which leave the cache.
+const MAX_TILE_ROWS: usize = 512;
+
+/// Which hidden rows predict which tokens; a row may stand more than once.
+#[derive(Debug, Clone, Copy)]
+pub struct Predictions<'a> {
+    /// Rows of the hidden states, `[R]`.
+    pub rows: &'a [u32],
+    /// The token that each row is asked about, `[R]`.
+    pub targets: &'a [u32],
+    /// Divides the logits; 1 is the model's own distribution.
+    pub temperature: f32,
+}
+
+/// Log-probs and entropies of each prediction, in nats.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenLogprobs {
+    pub logprobs: Vec<f32>,  // [R]
+    pub entropies: Vec<f32>, // [R]
+}
+
+/// The logits of each row of `hidden`.
+///
+/// # Shapes
+/// `hidden [R, D]`, `weight [V, D] -> [R, V]`
+///
+/// # Errors
+/// Fails where the shapes do not fit.
+pub fn logits(hidden: &Tensor, weight: &Weight) -> Result<Tensor> {
+    let z = zeros(hidden.dim(0)?, weight.value().dim(0)?, hidden)?;
+    matmul_into(&z, hidden, weight.value(), Form::Nt, false)?;
+    Ok(z)
+}
+
+/// Log-prob of `target` and entropy of a row of logits, which is divided by `temperature` in place.
+///
+/// Both the sampler and the trainer go through here, so that their log-probs are equal to the bit.
+#[must_use]
+pub fn score_row(z: &mut [f32], target: usize, temperature: f32) -> (f32, f32) {
+    vectorized(|| {
+        z.iter_mut().for_each(|z| *z /= temperature);
+        let (lse, entropy) = logsumexp_entropy(z);
+        (z[target] - lse, entropy)
+    })
+}
+
+/// Log-prob and entropy of every prediction.
+///
+/// # Shapes
+/// `hidden [N, D]`, `weight [V, D]`, predictions `[R] -> [R]`
+///
+/// # Errors
+/// Fails for a row or target outside its range.
+pub fn token_logprobs(hidden: &Tensor, weight: &Weight, predictions: Predictions<'_>) -> Result<TokenLogprobs> {
+    let mut result = TokenLogprobs::default();
+    for tile in tiles(weight, predictions)? {
+        let z = logits(&gather_rows(hidden, tile.rows)?, weight)?;
+        let scores = std::sync::Mutex::new(Vec::new());
+        update(&z, |z| {
+            let scored: Vec<(f32, f32)> = z
+                .data
+                .par_chunks_mut(z.cols)
+                .zip(tile.targets)
+                .map(|(z, target)| score_row(z, *target as usize, tile.temperature))
+                .collect();
+            *scores.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = scored;
+            Ok(())
+        })?;
+        for (logprob, entropy) in scores.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            result.logprobs.push(logprob);
+            result.entropies.push(entropy);
+        }
+    }
+    Ok(result)
+}
+
+/// Gradients of a loss with respect to each prediction's log-prob and entropy.
+#[derive(Debug, Clone, Copy)]
+pub struct LogprobGrads<'a> {
+    pub logprobs: &'a [f32],          // [R]
+    pub entropies: Option<&'a [f32]>, // [R]
+}
+
+/// Adds the gradients of [`token_logprobs`] to the weight's gradient and to `d_hidden`; logits are computed again.
+///
+/// dl_y/dz_j = 1[j = y] - p_j; dH/dz_j = -p_j (log p_j + H).
+///
+/// # Shapes
+/// `hidden [N, D]`, `weight [V, D]`, predictions and gradients `[R]`, `d_hidden [N, D]`
+///
+/// # Errors
+/// Fails for a row or target outside its range.
+pub fn token_logprobs_backward(
+    grads: LogprobGrads<'_>,
+    hidden: &Tensor,
+    weight: &Weight,
+    predictions: Predictions<'_>,
+    d_hidden: &Tensor,
+) -> Result<()> {
+    let mut start = 0;
+    for tile in tiles(weight, predictions)? {
+        let range = start..start + tile.rows.len();
+        start = range.end;
+        let grad_l = &grads.logprobs[range.clone()];
+        let grad_h = grads.entropies.map(|g| &g[range]);
+        let h = gather_rows(hidden, tile.rows)?;
+        let z = logits(&h, weight)?;
+        update(&z, |z: MatMut<'_>| {
+            z.data.par_chunks_mut(z.cols).enumerate().for_each(|(i, z)| {
+                let grad_h = grad_h.map_or(0.0, |g| g[i]);
+                logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h);
+            });
+            Ok(())
+        })?;
+        let dh = zeros(h.dim(0)?, h.dim(1)?, &h)?;
+        matmul_into(&dh, &z, weight.value(), Form::Nn, false)?;
+        scatter_add_rows(d_hidden, tile.rows, &dh)?;
+        if let Some(grad) = weight.grad() {
+            matmul_into(grad, &z, &h, Form::Tn, true)?;
+        }
+    }
+    Ok(())
+}
+
+/// Replaces a row of undivided logits by the gradient with respect to them.
+fn logits_gradient(z: &mut [f32], target: usize, temperature: f32, grad_l: f32, grad_h: f32) {
+    let (logprob, entropy) = score_row(z, target, temperature);
+    let lse = z[target] - logprob;
+    vectorized(|| {
+        for z in z.iter_mut() {
+            let log_p = *z - lse;
+            let p = exp(log_p);
+            // A token that cannot be drawn has log p = -infinity; its share of the entropy is 0.
+            let of_entropy = if p > 0.0 || p.is_nan() { grad_h * (log_p + entropy) } else { 0.0 };
+            *z = -p * (grad_l + of_entropy) / temperature;
+        }
+    });
+    z[target] += grad_l / temperature;
+}
+
+fn tiles<'a>(weight: &Weight, all: Predictions<'a>) -> Result<impl Iterator<Item = Predictions<'a>> + use<'a>> {
+    let vocab = weight.value().dim(0)?;
+    if all.rows.len() != all.targets.len() || all.targets.iter().any(|t| *t as usize >= vocab) {
+        bail!("{} predicted rows, {} targets, vocabulary of {vocab}", all.rows.len(), all.targets.len());
+    }
+    let size = (TILE_BYTES / (4 * vocab.max(1))).clamp(1, MAX_TILE_ROWS);
+    Ok(all.rows.chunks(size).zip(all.targets.chunks(size)).map(move |(rows, targets)| Predictions {
+        rows,
+        targets,
+        temperature: all.temperature,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, random, reference_gradients, variable};
+
+    /// The naive reference, differentiable by candle: `[2, R]`, log-probs above entropies.
+    fn reference(hidden: &Tensor, weight: &Tensor, at: Predictions<'_>) -> Result<Tensor> {
+        let rows = hidden.index_select(&Tensor::new(at.rows, hidden.device())?, 0)?;
+        let z = (rows.matmul(&weight.t()?)? / f64::from(at.temperature))?;
+        let log_p = candle_nn::ops::log_softmax(&z, 1)?;
+        let targets = Tensor::new(at.targets, hidden.device())?.unsqueeze(1)?;
+        let entropies = (log_p.exp()? * &log_p)?.sum(1)?.neg()?;
+        Tensor::stack(&[&log_p.gather(&targets, 1)?.squeeze(1)?, &entropies], 0)
+    }
+
+    /// Rows named twice (one prompt, many completions), several tiles, temperature, both gradients.
+    #[test]
+    fn forward_and_backward_match_the_reference() -> Result<()> {
+        for (n, d, v, r, temperature) in [(1, 1, 2, 1, 1.0f32), (9, 24, 61, 30, 0.7), (40, 8, 33, 1100, 1.3)] {
+            let rows: Vec<u32> = (0..r).map(|i| (i * 7 % n) as u32).collect();
+            let targets: Vec<u32> = (0..r).map(|i| (i * 5 % v) as u32).collect();
+            let at = Predictions { rows: &rows, targets: &targets, temperature };
+            let (hidden, w, g) = (random(&[n, d], 1), random(&[v, d], 2), random(&[2, r], 3));
+            let (hv, wv) = (variable(&hidden), variable(&w));
+            let y = reference(&hv, &wv, at)?;
+            let expected = reference_gradients(&y, &g, &[&hv, &wv])?;
+            let weight = Weight::trainable(w)?;
+            let got = token_logprobs(&hidden, &weight, at)?;
+            let got = [got.logprobs, got.entropies].concat();
+            assert_close(&Tensor::from_vec(got, (2, r), y.device())?, &y, 1e-5);
+            let g = g.to_vec2::<f32>()?;
+            let d_hidden = zeros(n, d, &hidden)?;
+            let grads = LogprobGrads { logprobs: &g[0], entropies: Some(&g[1]) };
+            token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?;
+            assert_close(&d_hidden, &expected[0], 2e-5);
+            assert_close(weight.grad().expect("trainable"), &expected[1], 2e-5);
+        }
+        Ok(())
+    }
+
+    /// Central differences of l + 0.3 H with respect to the hidden state.
+    #[test]
+    fn backward_matches_finite_differences() -> Result<()> {
+        let (hidden, weight) = (random(&[1, 5], 1), Weight::frozen(random(&[7, 5], 2)));
+        let at = Predictions { rows: &[0], targets: &[4], temperature: 0.8 };
+        let d_hidden = zeros(1, 5, &hidden)?;
+        let grads = LogprobGrads { logprobs: &[1.0], entropies: Some(&[0.3]) };
+        token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?;
+        let d_hidden = d_hidden.to_vec2::<f32>()?;
+        for i in 0..5 {
+            let value = |delta: f32| -> Result<f32> {
+                let mut h = hidden.to_vec2::<f32>()?;
+                h[0][i] += delta;
+                let scored = token_logprobs(&Tensor::new(h, hidden.device())?, &weight, at)?;
+                Ok(scored.logprobs[0] + 0.3 * scored.entropies[0])
+            };
+            let slope = (value(1e-2)? - value(-1e-2)?) / 2e-2;
+            assert!((slope - d_hidden[0][i]).abs() < 1e-3, "{slope} {}", d_hidden[0][i]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn targets_outside_the_vocabulary_are_errors() {
+        let (hidden, weight) = (random(&[1, 5], 1), Weight::frozen(random(&[7, 5], 2)));
+        let at = Predictions { rows: &[0], targets: &[7], temperature: 1.0 };
+        assert!(token_logprobs(&hidden, &weight, at).is_err());
+    }
+}

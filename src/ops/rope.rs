@@ -1,0 +1,100 @@
+//! Rotary position embedding (Su et al., arXiv:2104.09864), in the half-split layout of Hugging Face checkpoints.
+
+use super::math::vectorized;
+use super::storage::{Shared, update};
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+const ROWS: usize = 32;
+
+/// cos and sin of each token's angles, f32.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    cos: Vec<f32>, // [N, E/2]
+    sin: Vec<f32>, // [N, E/2]
+    half: usize,
+}
+
+impl RopeTable {
+    /// The angles `position * inv_freq` of each token; `inv_freq [E/2]`, `positions [N]`.
+    #[must_use]
+    pub fn new(inv_freq: &[f32], positions: &[u32]) -> Self {
+        let angles = positions.iter().flat_map(|p| inv_freq.iter().map(move |f| *p as f32 * f));
+        let (sin, cos) = angles.map(f32::sin_cos).unzip();
+        Self { cos, sin, half: inv_freq.len() }
+    }
+
+    /// Rotates every head of `x` in place by its token's angles, or back with `inverse`; the backward pass is the
+    /// inverse rotation of the gradient.
+    ///
+    /// # Shapes
+    /// `x [N, heads * E]`, possibly a column range of a wider matrix; row n has the table's n-th position.
+    ///
+    /// # Errors
+    /// Fails where the rows or the width do not fit the table.
+    pub fn rotate(&self, x: &Tensor, inverse: bool) -> Result<()> {
+        let (half, sign) = (self.half, if inverse { -1.0 } else { 1.0 });
+        update(x, |x| {
+            if x.cols % (2 * half) != 0 || x.rows * half != self.cos.len() {
+                bail!("rope: [{}, {}] with a table of [{}, {half}]", x.rows, x.cols, self.cos.len() / half.max(1));
+            }
+            let (rows, cols, stride, data) = (x.rows, x.cols, x.stride, Shared::new(x.data));
+            (0..rows).into_par_iter().with_min_len(ROWS).for_each(|row| {
+                // SAFETY: each row is written by one task.
+                let x = unsafe { data.slice(row * stride, cols) };
+                let (cos, sin) = (&self.cos[row * half..][..half], &self.sin[row * half..][..half]);
+                vectorized(|| {
+                    for head in x.chunks_exact_mut(2 * half) {
+                        let (a, b) = head.split_at_mut(half);
+                        for i in 0..half {
+                            let (x, y, s) = (a[i], b[i], sin[i] * sign);
+                            a[i] = x * cos[i] - y * s;
+                            b[i] = y * cos[i] + x * s;
+                        }
+                    }
+                });
+            });
+            Ok(())
+        })
+    }
+}
+
+/// The naive reference on `x [N, H*E]`: x cos + rotate_half(x) sin.
+#[cfg(test)]
+fn reference(x: &Tensor, inv_freq: &[f32], positions: &[u32]) -> Result<Tensor> {
+    let ((n, c), half) = (x.dims2()?, inv_freq.len());
+    let heads = c / (2 * half);
+    let freqs = Tensor::new(inv_freq, x.device())?.reshape((1, half))?;
+    let positions: Vec<f32> = positions.iter().map(|p| *p as f32).collect();
+    let angles = Tensor::new(positions, x.device())?.reshape((n, 1))?.broadcast_mul(&freqs)?;
+    let angles = Tensor::cat(&[&angles, &angles], 1)?.reshape((n, 1, 2 * half))?;
+    let x = x.reshape((n, heads, 2 * half))?;
+    let turned = Tensor::cat(&[&x.narrow(2, half, half)?.neg()?, &x.narrow(2, 0, half)?], 2)?;
+    (x.broadcast_mul(&angles.cos()?)? + turned.broadcast_mul(&angles.sin()?)?)?.reshape((n, c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_close, random, reference_gradients, variable};
+
+    #[test]
+    fn forward_and_backward_match_the_reference() -> Result<()> {
+        for (n, heads, half) in [(1, 1, 1), (7, 3, 5), (40, 2, 16)] {
+            let inv_freq: Vec<f32> = (0..half).map(|i| 1.0 / 10f32.powf(i as f32 / half as f32)).collect();
+            let positions: Vec<u32> = (0..n as u32).map(|i| i * 13 % 29).collect();
+            let (x, g) = (random(&[n, heads * 2 * half], 1), random(&[n, heads * 2 * half], 2));
+            let xv = variable(&x);
+            let y = reference(&xv, &inv_freq, &positions)?;
+            let expected = reference_gradients(&y, &g, &[&xv])?;
+            let table = RopeTable::new(&inv_freq, &positions);
+            let wide = Tensor::cat(&[&x, &random(&[n, 3], 3)], 1)?;
+            table.rotate(&wide.narrow(1, 0, heads * 2 * half)?, false)?;
+            assert_close(&wide.narrow(1, 0, heads * 2 * half)?.contiguous()?, &y, 1e-5);
+            assert_close(&wide.narrow(1, heads * 2 * half, 3)?.contiguous()?, &random(&[n, 3], 3), 0.0);
+            table.rotate(&g, true)?;
+            assert_close(&g, &expected[0], 1e-5);
+        }
+        Ok(())
+    }
+}

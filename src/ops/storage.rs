@@ -1,0 +1,134 @@
+//! Rows of f32 behind candle tensors: read views and in-place updates for the CPU kernels.
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+
+/// A matrix view: `rows` rows of `cols` values, the first value of each `stride` after the last row's.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    pub data: &'a [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// The view of contiguous `data` as `[rows, cols]`.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        debug_assert_eq!(data.len(), rows * cols);
+        Self { data, rows, cols, stride: cols }
+    }
+
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.data[row * self.stride..][..self.cols]
+    }
+
+    /// The view of columns `start..start + len`.
+    pub fn columns(&self, start: usize, len: usize) -> Mat<'a> {
+        debug_assert!(start + len <= self.cols);
+        Mat { data: &self.data[start..], rows: self.rows, cols: len, stride: self.stride }
+    }
+}
+
+/// The mutable counterpart of [`Mat`].
+pub(crate) struct MatMut<'a> {
+    pub data: &'a mut [f32],
+    pub rows: usize,
+    pub cols: usize,
+    pub stride: usize,
+}
+
+impl<'a> MatMut<'a> {
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        debug_assert_eq!(data.len(), rows * cols);
+        Self { data, rows, cols, stride: cols }
+    }
+
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.stride..][..self.cols]
+    }
+}
+
+/// `(offset, rows, cols, stride)` of a tensor seen as a matrix: rank 2 with unit column stride, or rank 1 as one row.
+fn geometry(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
+    let (dims, stride) = (layout.dims(), layout.stride());
+    match *dims {
+        [cols] if cols <= 1 || stride[0] == 1 => Ok((layout.start_offset(), 1, cols, cols)),
+        [rows, cols] if cols <= 1 || stride[1] == 1 => {
+            // A single row may carry any row stride.
+            Ok((layout.start_offset(), rows, cols, if rows <= 1 { cols } else { stride[0] }))
+        }
+        _ => bail!("expected a matrix of contiguous rows, got shape {dims:?} with strides {stride:?}"),
+    }
+}
+
+fn extent(rows: usize, cols: usize, stride: usize) -> usize {
+    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
+}
+
+/// A read view of a tensor whose storage guard the caller holds: `let (s, l) = t.storage_and_layout(); mat(&s, l)?`.
+pub(crate) fn mat<'a>(storage: &'a Storage, layout: &Layout) -> Result<Mat<'a>> {
+    let Storage::Cpu(CpuStorage::F32(values)) = storage else {
+        bail!("expected an f32 tensor on the CPU");
+    };
+    let (offset, rows, cols, stride) = geometry(layout)?;
+    Ok(Mat { data: &values[offset..offset + extent(rows, cols, stride)], rows, cols, stride })
+}
+
+struct Update<F>(F);
+
+impl<F: Fn(MatMut<'_>) -> Result<()>> InplaceOp1 for Update<F> {
+    fn name(&self) -> &'static str {
+        "update"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(values) = storage else {
+            bail!("expected an f32 tensor on the CPU");
+        };
+        let (offset, rows, cols, stride) = geometry(layout)?;
+        let data = &mut values[offset..offset + extent(rows, cols, stride)];
+        (self.0)(MatMut { data, rows, cols, stride })
+    }
+}
+
+/// Changes a tensor in place; every tensor that shares its storage sees the change.
+pub(crate) fn update(tensor: &Tensor, f: impl Fn(MatMut<'_>) -> Result<()>) -> Result<()> {
+    tensor.inplace_op1(&Update(f))
+}
+
+/// Sets every element to zero.
+///
+/// # Errors
+/// Fails for tensors that are not f32 on the CPU.
+pub(crate) fn zero(tensor: &Tensor) -> Result<()> {
+    let flat = tensor.flatten_all()?;
+    update(&flat, |m| {
+        m.data.fill(0.0);
+        Ok(())
+    })
+}
+
+/// A raw pointer that may cross threads, for kernels whose tasks write disjoint parts of one buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32);
+
+// SAFETY: the users of `Shared` hand each task its own range; see `Shared::slice`.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub fn new(data: &mut [f32]) -> Self {
+        Self(data.as_mut_ptr())
+    }
+
+    /// The `len` values from `start`.
+    ///
+    /// # Safety
+    /// The range lies within the buffer, the buffer outlives the slice, and no two tasks hold overlapping ranges.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice<'a>(&self, start: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
+    }
+}
