@@ -4,8 +4,10 @@
 //! `cli` > `recipe`, `config` > `trainer`, `eval`, `checkpoint` > `algorithm`, `batch` > `rollout`, `reward`, `data`,
 //! `telemetry` > `model` > `text`, `hub` > `optim`, `ops` > `error`, `env`, `rng`, `io`, `device`.
 
+pub mod algorithm;
 pub mod config;
 pub mod error;
 pub mod model;
 pub mod ops;
+pub mod optim;
 pub mod rng;

@@ -1,0 +1,240 @@
+//! AdamW (arXiv:1711.05101, algorithm 2) with f32 master weights and moments, as torch's `AdamW` computes it.
+//!
+//! One pass over memory updates parameter and moments together. Multiplications and additions are kept apart (no
+//! fused multiply-add), so that every processor gives the same bits.
+
+use pulp::Arch;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::CHUNK;
+
+/// Settings of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdamWConfig {
+    /// Decay of the first moment, in [0, 1); default 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment, in [0, 1); default 0.999.
+    pub beta2: f64,
+    /// Added to the root of the second moment; above 0, default 1e-8.
+    pub eps: f64,
+    /// Decoupled weight decay a step, times the learning rate; at least 0, default 0. Norms and biases are not decayed.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+impl AdamWConfig {
+    /// The factors of one update.
+    ///
+    /// `step` counts from 1; `lr` is the learning rate of this step; `grad_scale` multiplies every gradient (the clip
+    /// factor, see [`super::clip_factor`]).
+    #[must_use]
+    pub fn at_step(&self, step: u64, lr: f64, grad_scale: f64) -> AdamWStep {
+        let steps = i32::try_from(step).unwrap_or(i32::MAX);
+        let correction1 = 1.0 - self.beta1.powi(steps);
+        let correction2 = 1.0 - self.beta2.powi(steps);
+        AdamWStep {
+            grad_scale: grad_scale as f32,
+            decay: (1.0 - lr * self.weight_decay) as f32,
+            weight1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            weight2: (1.0 - self.beta2) as f32,
+            root_correction2: correction2.sqrt() as f32,
+            eps: self.eps as f32,
+            step_size: (lr / correction1) as f32,
+        }
+    }
+}
+
+/// The factors of one update, computed in f64 and rounded once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    grad_scale: f32,
+    /// `1 - lr * weight_decay`.
+    decay: f32,
+    /// `1 - beta1`.
+    weight1: f32,
+    beta2: f32,
+    /// `1 - beta2`.
+    weight2: f32,
+    /// `sqrt(1 - beta2^step)`.
+    root_correction2: f32,
+    eps: f32,
+    /// `lr / (1 - beta1^step)`.
+    step_size: f32,
+}
+
+/// Updates one parameter and its moments in place.
+///
+/// `theta <- theta (1 - lr wd) - lr/(1 - beta1^s) * m / (sqrt(v)/sqrt(1 - beta2^s) + eps)` with
+/// `m <- m + (1 - beta1)(g - m)`, `v <- beta2 v + (1 - beta2) g^2`; without `decay` the first factor is left out.
+///
+/// # Shapes
+/// `theta`, `m`, `v`, `grad`: all `[n]`.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn adamw_update(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], step: &AdamWStep, decay: bool) {
+    let n = theta.len();
+    assert!(m.len() == n && v.len() == n && grad.len() == n, "parameter, moments and gradient differ in length");
+    let step = AdamWStep { decay: if decay { step.decay } else { 1.0 }, ..*step };
+    let arch = Arch::new();
+    theta
+        .par_chunks_mut(CHUNK)
+        .zip(m.par_chunks_mut(CHUNK))
+        .zip(v.par_chunks_mut(CHUNK))
+        .zip(grad.par_chunks(CHUNK))
+        .for_each(|(((theta, m), v), grad)| arch.dispatch(|| update_chunk(theta, m, v, grad, &step)));
+}
+
+/// The update of one chunk. Inlined into the dispatched closure, so that it is compiled for the processor at hand.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the code is only vectorised for the features of the function it is put into")]
+fn update_chunk(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], step: &AdamWStep) {
+    for (((theta, m), v), grad) in theta.iter_mut().zip(m).zip(v).zip(grad) {
+        let g = grad * step.grad_scale;
+        *m += step.weight1 * (g - *m);
+        *v = *v * step.beta2 + step.weight2 * g * g;
+        let denominator = v.sqrt() / step.root_correction2 + step.eps;
+        *theta = *theta * step.decay - step.step_size * (*m / denominator);
+    }
+}
+
+/// Whether a parameter is subject to weight decay: not a bias and not the weight of a norm, as transformers decides.
+///
+/// # Examples
+/// ```
+/// use candlewick::optim::has_weight_decay;
+///
+/// assert!(has_weight_decay("model.layers.0.self_attn.q_proj.weight"));
+/// assert!(!has_weight_decay("model.layers.0.self_attn.q_proj.bias"));
+/// assert!(!has_weight_decay("model.layers.0.input_layernorm.weight"));
+/// ```
+#[must_use]
+pub fn has_weight_decay(name: &str) -> bool {
+    !name.split('.').any(|part| part == "bias" || part.ends_with("norm"))
+}
+
+/// The optimizer's state: moments in the order of the parameters, and the number of steps done.
+///
+/// Everything is visible, because it is saved with a checkpoint and read back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW {
+    /// Settings.
+    pub config: AdamWConfig,
+    /// Steps done; the first update is step 1.
+    pub step: u64,
+    /// First moment of each parameter.
+    pub m: Vec<Vec<f32>>,
+    /// Second moment of each parameter.
+    pub v: Vec<Vec<f32>>,
+    /// Whether each parameter is decayed.
+    pub decay: Vec<bool>,
+}
+
+impl AdamW {
+    /// Moments of zero for parameters given by `(number of elements, is decayed)`.
+    #[must_use]
+    pub fn new(config: AdamWConfig, parameters: impl IntoIterator<Item = (usize, bool)>) -> Self {
+        let (sizes, decay): (Vec<usize>, Vec<bool>) = parameters.into_iter().unzip();
+        let zeros: Vec<Vec<f32>> = sizes.into_iter().map(|size| vec![0.0; size]).collect();
+        Self { config, step: 0, m: zeros.clone(), v: zeros, decay }
+    }
+
+    /// Begins the next step and gives its factors, to be passed to [`AdamW::update`] for every parameter.
+    pub fn begin_step(&mut self, lr: f64, grad_scale: f64) -> AdamWStep {
+        self.step += 1;
+        self.config.at_step(self.step, lr, grad_scale)
+    }
+
+    /// Updates parameter `index` in place.
+    ///
+    /// # Panics
+    /// When `theta` or `grad` has another length than the parameter's moments.
+    pub fn update(&mut self, index: usize, theta: &mut [f32], grad: &[f32], step: &AdamWStep) {
+        adamw_update(theta, &mut self.m[index], &mut self.v[index], grad, step, self.decay[index]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, uniform};
+
+    fn draws(kind: u64, n: usize) -> Vec<f32> {
+        (0..n).map(|i| uniform(1, Stream::Data, [kind, i as u64, 0, 0]) as f32 - 0.5).collect()
+    }
+
+    /// The same formula in f64, written the plain way.
+    fn reference(theta: &mut [f64], m: &mut [f64], v: &mut [f64], grad: &[f32], t: i32, decay: f64) {
+        for i in 0..theta.len() {
+            let g = f64::from(grad[i]) * 0.5;
+            m[i] = 0.9 * m[i] + 0.1 * g;
+            v[i] = 0.999 * v[i] + 0.001 * g * g;
+            let (m_hat, v_hat) = (m[i] / (1.0 - 0.9f64.powi(t)), v[i] / (1.0 - 0.999f64.powi(t)));
+            theta[i] = theta[i] * (1.0 - 0.01 * decay) - 0.01 * m_hat / (v_hat.sqrt() + 1e-8);
+        }
+    }
+
+    #[test]
+    fn matches_the_formula_in_f64() {
+        for n in [1, 7, 33, 100] {
+            for decayed in [false, true] {
+                let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+                let mut optimizer = AdamW::new(config, [(n, decayed)]);
+                let mut theta = draws(0, n);
+                let mut expected: Vec<f64> = theta.iter().copied().map(f64::from).collect();
+                let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+                for t in 1..=20 {
+                    let grad = draws(t, n);
+                    let step = optimizer.begin_step(0.01, 0.5);
+                    optimizer.update(0, &mut theta, &grad, &step);
+                    reference(&mut expected, &mut m, &mut v, &grad, t as i32, if decayed { 0.1 } else { 0.0 });
+                }
+                assert_eq!(optimizer.step, 20);
+                for (got, expected) in theta.iter().zip(&expected) {
+                    assert!((f64::from(*got) - expected).abs() < 1e-6, "{got} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_do_not_show_in_the_result() {
+        let n = 3 * CHUNK + 17;
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut optimizer = AdamW::new(AdamWConfig::default(), [(n, true)]);
+                let mut theta = draws(0, n);
+                for t in 1..=3 {
+                    let step = optimizer.begin_step(1e-3, 1.0);
+                    optimizer.update(0, &mut theta, &draws(t, n), &step);
+                }
+                (theta, optimizer)
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3] {
+            assert!(run(threads) == one, "{threads} threads differ from one");
+        }
+    }
+
+    #[test]
+    fn norms_and_biases_are_not_decayed() {
+        let decayed = ["model.embed_tokens.weight", "lm_head.weight", "model.layers.3.mlp.down_proj.weight"];
+        let kept = [
+            "model.norm.weight",
+            "model.layers.0.post_attention_layernorm.weight",
+            "model.layers.0.self_attn.q_norm.weight",
+            "model.layers.0.self_attn.k_proj.bias",
+        ];
+        assert!(decayed.iter().all(|name| has_weight_decay(name)));
+        assert!(!kept.iter().any(|name| has_weight_decay(name)));
+    }
+}

@@ -1,0 +1,85 @@
+//! The global norm of the gradient and the factor that bounds it.
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::CHUNK;
+
+/// Partial sums a chunk is added up in: fixed, so that the width of the processor's vectors does not show.
+const LANES: usize = 16;
+
+/// The sum of the squares of a gradient, in f64.
+///
+/// Chunks of a fixed size are summed in a fixed order, so that the number of threads does not show in the result.
+#[must_use]
+pub fn sum_of_squares(grad: &[f32]) -> f64 {
+    let arch = Arch::new();
+    let partial: Vec<f64> = grad.par_chunks(CHUNK).map(|chunk| arch.dispatch(|| sum_chunk(chunk))).collect();
+    partial.iter().sum()
+}
+
+/// The sum of squares of one chunk. Inlined into the dispatched closure, so that it is compiled for the processor.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the code is only vectorised for the features of the function it is put into")]
+fn sum_chunk(chunk: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (blocks, rest) = chunk.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, x) in lanes.iter_mut().zip(block) {
+            *lane += f64::from(*x) * f64::from(*x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
+}
+
+/// The L2 norm over all gradients together: the metric `grad_norm`. Not finite if any element is not.
+#[must_use]
+pub fn compute_grad_norm<'a>(grads: impl IntoIterator<Item = &'a [f32]>) -> f64 {
+    grads.into_iter().map(sum_of_squares).sum::<f64>().sqrt()
+}
+
+/// What every gradient is multiplied by: `min(1, max_norm / (norm + 1e-6))`, as torch's `clip_grad_norm_`.
+///
+/// No `max_norm`, or one of 0, means no clipping, as in transformers. A norm that is not a number stays one.
+#[must_use]
+pub fn clip_factor(norm: f64, max_norm: Option<f64>) -> f64 {
+    let Some(max_norm) = max_norm.filter(|max_norm| *max_norm > 0.0) else { return 1.0 };
+    let factor = max_norm / (norm + 1e-6);
+    if factor > 1.0 { 1.0 } else { factor }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, uniform};
+
+    #[test]
+    fn norm_is_that_of_all_gradients_together() {
+        assert!((compute_grad_norm([[3.0f32].as_slice(), &[0.0, 4.0], &[]]) - 5.0).abs() < 1e-12);
+        assert!(compute_grad_norm([[f32::NAN].as_slice(), &[1.0]]).is_nan());
+        let grad: Vec<f32> = (0..1001).map(|i| uniform(3, Stream::Data, [0, i, 0, 0]) as f32).collect();
+        let plain: f64 = grad.iter().map(|g| f64::from(*g).powi(2)).sum();
+        assert!((sum_of_squares(&grad) - plain).abs() < 1e-10);
+    }
+
+    #[test]
+    fn threads_do_not_show_in_the_norm() {
+        let grad: Vec<f32> = (0..5 * CHUNK as u64 + 3).map(|i| uniform(4, Stream::Data, [0, i, 0, 0]) as f32).collect();
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| compute_grad_norm([grad.as_slice()])).to_bits()
+        };
+        assert_eq!(run(1), run(2));
+        assert_eq!(run(1), run(3));
+    }
+
+    #[test]
+    fn the_factor_never_enlarges() {
+        assert!((clip_factor(2.0, Some(1.0)) - 1.0 / (2.0 + 1e-6)).abs() < 1e-15);
+        for (norm, max_norm) in [(0.5, Some(1.0)), (0.0, Some(1.0)), (9.0, None), (9.0, Some(0.0))] {
+            assert_eq!(clip_factor(norm, max_norm).to_bits(), 1.0f64.to_bits());
+        }
+        assert!(clip_factor(f64::NAN, Some(1.0)).is_nan());
+        assert_eq!(clip_factor(f64::INFINITY, Some(1.0)).to_bits(), 0.0f64.to_bits());
+    }
+}
