@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::algorithm::{KlEstimator, LossType, ScaleRewards};
+pub use crate::optim::LrSchedulerType;
+
 /// What a run trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,60 +49,6 @@ pub enum OnBadRow {
     Stop,
     /// The row is left out and counted.
     Skip,
-}
-
-/// Estimator of the per-token KL divergence to the reference policy, u = `ref_logprobs` - logprobs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KlEstimator {
-    /// -u.
-    K1,
-    /// u^2 / 2.
-    K2,
-    /// e^u - u - 1 (arXiv:2402.03300 eq. 4).
-    #[default]
-    K3,
-}
-
-/// How the per-token objective is averaged to one loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossType {
-    /// Mean over tokens of each completion, then mean over completions.
-    Grpo,
-    /// Sum over tokens / number of tokens of the micro-batch.
-    Bnpo,
-    /// Sum over tokens / (completions * `max_completion_length`).
-    DrGrpo,
-    /// Sum over tokens / number of tokens of the whole step.
-    #[default]
-    Dapo,
-}
-
-/// What the centred rewards are divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScaleRewards {
-    /// The standard deviation of the group.
-    #[default]
-    Group,
-    /// The standard deviation of the whole step.
-    Batch,
-    /// Nothing.
-    None,
-}
-
-/// Course of the learning rate after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LrSchedulerType {
-    /// Stays.
-    Constant,
-    /// Falls in a straight line to 0.
-    #[default]
-    Linear,
-    /// Falls to 0 along half a cosine.
-    Cosine,
 }
 
 /// Where tensors live and kernels run.
