@@ -6,7 +6,9 @@
 
 pub mod algorithm;
 pub mod config;
+pub mod env;
 pub mod error;
+pub mod hub;
 pub mod model;
 pub mod ops;
 pub mod optim;

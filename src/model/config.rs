@@ -84,6 +84,7 @@ pub struct TensorSpec {
 
 /// The numbers that define a decoder.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a yes or no of its own in config.json")]
 pub struct ModelConfig {
     pub family: Family,
     /// V: rows of the embedding.
@@ -150,7 +151,9 @@ impl ModelConfig {
         Reader::new(object).read().map_err(failed)
     }
 
-    /// The rotary frequencies of a head, in radians a position, rounded as transformers does in f32.
+    /// The rotary frequencies of a head, in radians a position, in f32 as transformers has them.
+    ///
+    /// They equal torch's to the last bit or its neighbour: torch rounds its vectorised power a little differently.
     ///
     /// Default: `theta^(-2i/E)`. Llama 3: section "Llama3" of transformers' `modeling_rope_utils.py`.
     ///

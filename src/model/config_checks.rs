@@ -314,9 +314,9 @@ impl<'a> Reader<'a> {
             return enabled && (num_layers as u64) > first;
         };
         let names = types.as_array().map(|names| names.iter().map(Value::as_str).collect::<Vec<_>>());
-        let known = |name: &Option<&str>| matches!(name, Some("full_attention" | "sliding_attention"));
+        let known = |name: Option<&str>| matches!(name, Some("full_attention" | "sliding_attention"));
         match names {
-            Some(names) if names.iter().all(known) => enabled && names.contains(&Some("sliding_attention")),
+            Some(names) if names.iter().copied().all(known) => enabled && names.contains(&Some("sliding_attention")),
             _ => {
                 self.unsupported("layer_types", types, "full_attention, sliding_attention");
                 false
@@ -368,13 +368,11 @@ impl<'a> Reader<'a> {
 
     fn rope_number(&mut self, prefix: &str, settings: &Map<String, Value>, key: &str) -> f64 {
         let full = format!("{prefix}.{key}");
-        match present(settings, key) {
-            Some(value) => self.float_of(&full, value, 1e-6..=1e9).unwrap_or(1.0),
-            None => {
-                self.problems.push(ConfigProblem::Missing { key: full });
-                1.0
-            }
-        }
+        let Some(value) = present(settings, key) else {
+            self.problems.push(ConfigProblem::Missing { key: full });
+            return 1.0;
+        };
+        self.float_of(&full, value, 1e-6..=1e9).unwrap_or(1.0)
     }
 
     fn llama3(&mut self, prefix: &str, settings: &Map<String, Value>) -> RopeScaling {

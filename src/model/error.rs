@@ -137,7 +137,7 @@ pub enum TensorProblem {
 fn list<T: fmt::Display>(problems: &[T]) -> String {
     match problems {
         [one] => one.to_string(),
-        many => many.iter().map(|problem| format!("\n  - {problem}")).collect(),
+        many => many.iter().fold(String::new(), |text, problem| text + "\n  - " + &problem.to_string()),
     }
 }
 

@@ -272,12 +272,12 @@ fn collect(folder: &Path, problems: &mut Vec<TensorProblem>) -> Result<BTreeMap<
         }
         // Left over: held by this shard although the index does not say so.
         for (name, tensor) in held {
-            match homes.get(&name).copied().or_else(|| weight_map.get(&name).map(String::as_str)) {
-                Some(first) => problems.push(twice(&name, first, shard)),
-                None => {
-                    homes.insert(name.clone(), shard);
-                    tensors.insert(name, tensor);
-                }
+            let first = homes.get(&name).copied().or_else(|| weight_map.get(&name).map(String::as_str));
+            if let Some(first) = first {
+                problems.push(twice(&name, first, shard));
+            } else {
+                homes.insert(name.clone(), shard);
+                tensors.insert(name, tensor);
             }
         }
     }
