@@ -5,11 +5,15 @@
 //! `telemetry` > `model` > `text`, `hub` > `optim`, `ops` > `error`, `env`, `rng`, `io`, `device`.
 
 pub mod algorithm;
+pub mod checkpoint;
 pub mod config;
 pub mod env;
 pub mod error;
 pub mod hub;
+pub mod io;
 pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod rng;
+pub mod telemetry;
+pub mod trainer;
