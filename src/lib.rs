@@ -7,6 +7,7 @@
 pub mod algorithm;
 pub mod checkpoint;
 pub mod config;
+pub mod data;
 pub mod env;
 pub mod error;
 pub mod hub;
@@ -14,6 +15,8 @@ pub mod io;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod reward;
 pub mod rng;
 pub mod telemetry;
 pub mod trainer;
+pub mod text;

@@ -1,0 +1,347 @@
+//! Synthetic sums: prompts such as `12 + 7 =` with their answers, cut into disjoint splits.
+//!
+//! The split of a question is decided by its unordered pair of operands alone, so that 12 + 7, 7 + 12, 12 - 7 and 7 - 12
+//! stand on the same side, whatever the seed, the number of rows or the templates are.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::json;
+
+use super::error::DataError;
+use crate::rng::{Stream, below, philox};
+
+/// Buckets that operand pairs are hashed into; the first ones are the eval split.
+const NUM_BUCKETS: u32 = 100;
+const EVAL_BUCKETS: u32 = 10;
+
+/// Up to this many possible questions, all are listed and shuffled; beyond, questions are drawn until enough differ.
+const MAX_LISTED: u64 = 4_000_000;
+
+/// Templates have these placeholders.
+const PLACEHOLDERS: &str = "`{a}`, `{op}`, `{b}` and, in completions, `{answer}`";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operator {
+    Add,
+    Subtract,
+}
+
+impl Operator {
+    /// The operators named by the characters of a text such as `+-`.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, DataError> {
+        let bad = || DataError::BadSetting {
+            what: "operators",
+            got: format!("`{text}`"),
+            expected: "the operators are `+` and `-`",
+        };
+        let mut operators = Vec::new();
+        for c in text.chars() {
+            let operator = match c {
+                '+' => Self::Add,
+                '-' => Self::Subtract,
+                _ => return Err(bad()),
+            };
+            if !operators.contains(&operator) {
+                operators.push(operator);
+            }
+        }
+        if operators.is_empty() { Err(bad()) } else { Ok(operators) }
+    }
+
+    #[must_use]
+    pub fn symbol(self) -> char {
+        match self {
+            Self::Add => '+',
+            Self::Subtract => '-',
+        }
+    }
+}
+
+/// The two disjoint parts of all questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Split {
+    /// Nine tenths of the operand pairs.
+    #[default]
+    Train,
+    /// One tenth of the operand pairs.
+    Eval,
+}
+
+impl Split {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Eval => "eval",
+        }
+    }
+
+    /// The split that the unordered pair {a, b} belongs to.
+    #[must_use]
+    pub fn of(a: u32, b: u32) -> Self {
+        let hash = philox([a.min(b), a.max(b), 0, 0], [0x70_6169, 0x72]);
+        if hash[0] % NUM_BUCKETS < EVAL_BUCKETS { Self::Eval } else { Self::Train }
+    }
+}
+
+/// One sum or difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Question {
+    pub a: u32,
+    pub operator: Operator,
+    pub b: u32,
+}
+
+impl Question {
+    #[must_use]
+    pub fn answer(&self) -> i64 {
+        match self.operator {
+            Operator::Add => i64::from(self.a) + i64::from(self.b),
+            Operator::Subtract => i64::from(self.a) - i64::from(self.b),
+        }
+    }
+
+    /// Fills in a template: `{a}`, `{op}`, `{b}` and `{answer}`.
+    #[must_use]
+    pub fn fill(&self, template: &str) -> String {
+        template
+            .replace("{a}", &self.a.to_string())
+            .replace("{op}", &self.operator.symbol().to_string())
+            .replace("{b}", &self.b.to_string())
+            .replace("{answer}", &self.answer().to_string())
+    }
+}
+
+/// Which questions are made, and how they are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArithmeticConfig {
+    /// Number of rows, 1 or more.
+    pub rows: usize,
+    /// Largest operand; the smallest is 0. Default 99.
+    pub max_operand: u32,
+    /// Default: + and -.
+    pub operators: Vec<Operator>,
+    /// Default: train.
+    pub split: Split,
+    /// Decides which questions are drawn, and their order. Default 0.
+    pub seed: u64,
+    /// Draw questions again once all have been drawn, instead of failing. Default: no.
+    pub repeat: bool,
+    /// Default `{a} {op} {b} =`: short, and with few symbols, for character-level tokenizers.
+    pub prompt_template: String,
+    /// Completions for supervised fine-tuning; each row gets one of them at random (one listed twice is twice as
+    /// likely). Default: none, and rows have no completion.
+    pub completion_templates: Vec<String>,
+}
+
+impl Default for ArithmeticConfig {
+    fn default() -> Self {
+        Self {
+            rows: 1,
+            max_operand: 99,
+            operators: vec![Operator::Add, Operator::Subtract],
+            split: Split::Train,
+            seed: 0,
+            repeat: false,
+            prompt_template: "{a} {op} {b} =".to_string(),
+            completion_templates: Vec::new(),
+        }
+    }
+}
+
+/// Questions of one split in random order, a function of the configuration alone; all different unless `repeat` is set.
+///
+/// # Errors
+/// A setting out of range, or fewer different questions than rows.
+pub fn arithmetic(config: &ArithmeticConfig) -> Result<Vec<Question>, DataError> {
+    check(config)?;
+    let operands = u64::from(config.max_operand) + 1;
+    let possible = operands * operands * config.operators.len() as u64;
+    if possible > MAX_LISTED {
+        return draw(config, operands);
+    }
+    let mut pool = Vec::new();
+    for a in 0..=config.max_operand {
+        for b in (0..=config.max_operand).filter(|&b| Split::of(a, b) == config.split) {
+            pool.extend(config.operators.iter().map(|&operator| Question { a, operator, b }));
+        }
+    }
+    if pool.is_empty() || (pool.len() < config.rows && !config.repeat) {
+        return Err(TooFew { config, available: pool.len() }.into());
+    }
+    let mut questions = Vec::with_capacity(config.rows);
+    let mut pass = 0u64;
+    while questions.len() < config.rows {
+        for i in (1..pool.len()).rev() {
+            let at = [0, pass, i as u64, 0];
+            pool.swap(i, below(config.seed, Stream::Data, at, i as u64 + 1) as usize);
+        }
+        questions.extend(pool.iter().take(config.rows - questions.len()));
+        pass += 1;
+    }
+    Ok(questions)
+}
+
+/// Draws questions from a pool that is too large to list, leaving out those drawn before.
+fn draw(config: &ArithmeticConfig, operands: u64) -> Result<Vec<Question>, DataError> {
+    // Eval has about a tenth of the questions. Asking for at most a fifth of those keeps the number of repeated draws
+    // small.
+    let available = (operands * operands / 50).min(1 << 40) as usize;
+    if config.rows > available {
+        return Err(TooFew { config, available }.into());
+    }
+    let mut seen = HashSet::with_capacity(config.rows);
+    let mut questions = Vec::with_capacity(config.rows);
+    let mut attempt = 0u64;
+    while questions.len() < config.rows {
+        let pick = |which: u64, n: u64| below(config.seed, Stream::Data, [1, attempt, which, 0], n);
+        let (a, b) = (pick(0, operands) as u32, pick(1, operands) as u32);
+        let operator = config.operators[pick(2, config.operators.len() as u64) as usize];
+        attempt += 1;
+        let question = Question { a, operator, b };
+        if Split::of(a, b) == config.split && (config.repeat || seen.insert(question)) {
+            questions.push(question);
+        }
+    }
+    Ok(questions)
+}
+
+/// Writes questions as JSONL, in one piece: `{"prompt": "12 + 7 =", "answer": "19"}`, with a `completion` between the
+/// two where there are completion templates.
+pub fn write_arithmetic(path: &Path, config: &ArithmeticConfig) -> Result<usize, DataError> {
+    let questions = arithmetic(config)?;
+    let error = |source| DataError::Write { path: path.to_path_buf(), source };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(error)?;
+    let mut file = std::io::BufWriter::new(tempfile::NamedTempFile::new_in(folder).map_err(error)?);
+    for (i, question) in questions.iter().enumerate() {
+        writeln!(file, "{}", row_text(i, question, config)).map_err(error)?;
+    }
+    let file = file.into_inner().map_err(|failed| error(failed.into_error()))?;
+    file.as_file().sync_all().map_err(error)?;
+    file.persist(path).map_err(|failed| error(failed.error))?;
+    Ok(questions.len())
+}
+
+fn row_text(i: usize, question: &Question, config: &ArithmeticConfig) -> String {
+    let prompt = question.fill(&config.prompt_template);
+    let answer = question.answer().to_string();
+    let templates = &config.completion_templates;
+    if templates.is_empty() {
+        return json!({"prompt": prompt, "answer": answer}).to_string();
+    }
+    let pick = below(config.seed, Stream::Data, [2, i as u64, 0, 0], templates.len() as u64) as usize;
+    json!({"prompt": prompt, "completion": question.fill(&templates[pick]), "answer": answer}).to_string()
+}
+
+fn check(config: &ArithmeticConfig) -> Result<(), DataError> {
+    let bad = |what, got: String, expected| Err(DataError::BadSetting { what, got, expected });
+    if config.rows == 0 {
+        return bad("rows", "0".into(), "at least one row is needed");
+    }
+    if config.operators.is_empty() {
+        return bad("operators", "none".into(), "the operators are `+` and `-`");
+    }
+    if config.max_operand > 999_999_999 {
+        return bad("max_operand", config.max_operand.to_string(), "the largest operand is at most 999999999");
+    }
+    for (what, template, needed) in std::iter::once(("prompt template", &config.prompt_template, vec!["{a}", "{b}"]))
+        .chain(config.completion_templates.iter().map(|template| ("completion template", template, vec!["{answer}"])))
+    {
+        if needed.iter().any(|placeholder| !template.contains(placeholder)) {
+            return bad(what, format!("`{template}`"), PLACEHOLDERS);
+        }
+    }
+    Ok(())
+}
+
+struct TooFew<'a> {
+    config: &'a ArithmeticConfig,
+    available: usize,
+}
+
+impl From<TooFew<'_>> for DataError {
+    fn from(few: TooFew<'_>) -> Self {
+        Self::TooFewQuestions { rows: few.config.rows, split: few.config.split.name(), available: few.available }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(questions: &[Question]) -> HashSet<(u32, u32)> {
+        questions.iter().map(|q| (q.a.min(q.b), q.a.max(q.b))).collect()
+    }
+
+    #[test]
+    fn the_splits_share_no_pair_of_operands() {
+        for max_operand in [99, 99_999] {
+            let config = ArithmeticConfig { rows: 1000, max_operand, ..ArithmeticConfig::default() };
+            let train = arithmetic(&config).unwrap();
+            let eval = arithmetic(&ArithmeticConfig { split: Split::Eval, seed: 5, ..config }).unwrap();
+            assert!(pairs(&train).is_disjoint(&pairs(&eval)));
+            for questions in [train, eval] {
+                assert_eq!(questions.iter().collect::<HashSet<_>>().len(), 1000, "all different");
+                let sums = questions.iter().filter(|q| q.operator == Operator::Add).count();
+                assert!((400..600).contains(&sums), "{sums} sums of 1000");
+            }
+        }
+    }
+
+    #[test]
+    fn the_seed_decides_and_rows_extend() {
+        let config = ArithmeticConfig { rows: 50, ..ArithmeticConfig::default() };
+        let first = arithmetic(&config).unwrap();
+        assert_eq!(first, arithmetic(&config).unwrap());
+        assert_ne!(first, arithmetic(&ArithmeticConfig { seed: 1, ..config.clone() }).unwrap());
+        assert_eq!(first, arithmetic(&ArithmeticConfig { rows: 80, ..config }).unwrap()[..50]);
+    }
+
+    #[test]
+    fn too_many_rows_fail_or_repeat() {
+        let config = ArithmeticConfig { rows: 200, max_operand: 5, ..ArithmeticConfig::default() };
+        let error = arithmetic(&config).unwrap_err();
+        assert!(error.to_string().starts_with("200 rows asked for, but the train split has only"), "{error}");
+        assert_eq!(arithmetic(&ArithmeticConfig { repeat: true, ..config }).unwrap().len(), 200);
+    }
+
+    #[test]
+    fn rows_are_written_as_json_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/sums.jsonl");
+        let config = ArithmeticConfig {
+            rows: 3,
+            operators: vec![Operator::Subtract],
+            completion_templates: vec![" {answer}, since {a} {op} {b}".into()],
+            ..ArithmeticConfig::default()
+        };
+        assert_eq!(write_arithmetic(&path, &config).unwrap(), 3);
+        let dataset = super::super::load_jsonl(&path, &super::super::JsonlConfig::default()).unwrap();
+        for row in &dataset.rows {
+            let prompt = row.prompt.last_text();
+            let (a, b) = prompt.strip_suffix(" =").unwrap().split_once(" - ").unwrap();
+            let answer = a.parse::<i64>().unwrap() - b.parse::<i64>().unwrap();
+            assert_eq!(row.columns.text("answer"), Some(answer.to_string().as_str()));
+            assert_eq!(row.completion().unwrap(), format!(" {answer}, since {a} - {b}"));
+        }
+    }
+
+    #[test]
+    fn wrong_settings_are_refused() {
+        let base = ArithmeticConfig::default();
+        for config in [
+            ArithmeticConfig { rows: 0, ..base.clone() },
+            ArithmeticConfig { operators: vec![], ..base.clone() },
+            ArithmeticConfig { max_operand: u32::MAX, ..base.clone() },
+            ArithmeticConfig { prompt_template: "{a} =".into(), ..base.clone() },
+            ArithmeticConfig { completion_templates: vec!["{a}".into()], ..base },
+        ] {
+            assert!(matches!(arithmetic(&config), Err(DataError::BadSetting { .. })));
+        }
+        assert!(Operator::parse_all("+*").is_err());
+        assert_eq!(Operator::parse_all("-+-").unwrap(), [Operator::Subtract, Operator::Add]);
+    }
+}

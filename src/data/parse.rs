@@ -1,0 +1,206 @@
+//! One line of JSON to a prompt and columns.
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::error::Fault;
+use super::jsonl::{JsonlConfig, RowKind};
+use super::row::Columns;
+use crate::text::Prompt;
+
+/// A fault and the byte of the line (from 1) where it is.
+type PlacedFault = (Option<usize>, Fault);
+
+pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Columns), PlacedFault> {
+    let fields = parse_fields(text)?;
+    let find = |name: &str| fields.iter().find(|field| field.name == name);
+    let prompt_field = find(&config.prompt_column);
+    let (prompt, completion, used) = if let Some(field) = prompt_field {
+        let prompt = match &field.value {
+            Value::String(text) => Prompt::Text(text.clone()),
+            Value::Array(messages) => Prompt::Messages(checked_messages(field, messages)?),
+            other => return Err(field.wrong_type("a string or a list of messages", other)),
+        };
+        (prompt, find(&config.completion_column).map(completion_text).transpose()?, field.name.as_str())
+    } else if let Some(field) = find("messages") {
+        let Value::Array(messages) = &field.value else {
+            return Err(field.wrong_type("a list of messages", &field.value));
+        };
+        let (messages, completion) = split_messages(field, checked_messages(field, messages)?)?;
+        (Prompt::Messages(messages), completion, "messages")
+    } else if let (RowKind::Completion, Some(field)) = (config.kind, find("text")) {
+        let Value::String(text) = &field.value else { return Err(field.wrong_type("a string", &field.value)) };
+        (Prompt::Text(String::new()), Some(text.clone()), "text")
+    } else {
+        return Err((None, missing(&config.prompt_column, &fields)));
+    };
+    if config.kind == RowKind::Completion && completion.is_none() {
+        return Err((None, missing(&config.completion_column, &fields)));
+    }
+
+    let mut columns = Columns::new();
+    for field in &fields {
+        match &field.value {
+            _ if field.name == used => {}
+            Value::String(text) => columns.set_text(&field.name, text.clone()),
+            _ => columns.set_json(field.name.clone(), field.raw.to_owned()),
+        }
+    }
+    if let Some(completion) = completion {
+        columns.set_text("completion", completion);
+    }
+    Ok((prompt, columns))
+}
+
+/// A key of the row with its value, as text and parsed.
+struct Field<'a> {
+    name: String,
+    raw: &'a RawValue,
+    value: Value,
+    /// Byte of the value in the line, from 1.
+    column: usize,
+}
+
+impl Field<'_> {
+    fn wrong_type(&self, expected: &'static str, got: &Value) -> PlacedFault {
+        self.wrong_type_at(self.name.clone(), expected, got)
+    }
+
+    fn wrong_type_at(&self, place: String, expected: &'static str, got: &Value) -> PlacedFault {
+        (Some(self.column), Fault::WrongType { place, expected, got: type_name(got) })
+    }
+
+    fn bad_value(&self, place: String, reason: &str) -> PlacedFault {
+        (Some(self.column), Fault::BadValue { place, reason: reason.to_string() })
+    }
+}
+
+fn parse_fields(text: &str) -> Result<Vec<Field<'_>>, PlacedFault> {
+    let got = match text.trim_start().bytes().next() {
+        Some(b'[') => Some("a list"),
+        Some(b'"') => Some("a string"),
+        Some(b'0'..=b'9' | b'-') => Some("a number"),
+        Some(b't' | b'f') => Some("true or false"),
+        Some(b'n') => Some("null"),
+        _ => None,
+    };
+    if let Some(got) = got {
+        return Err((Some(1), Fault::NotAnObject { got }));
+    }
+    let RawFields(raw_fields) = serde_json::from_str(text).map_err(|error| (Some(error.column()), syntax(&error)))?;
+    let mut fields: Vec<Field<'_>> = Vec::with_capacity(raw_fields.len());
+    for (name, raw) in raw_fields {
+        let column = raw.get().as_ptr().addr() - text.as_ptr().addr() + 1;
+        if fields.iter().any(|field| field.name == name) {
+            return Err((Some(column), Fault::DuplicateKey { key: name }));
+        }
+        // Syntax inside the value (escapes, number range, depth) is only checked when it is parsed.
+        let value = serde_json::from_str(raw.get())
+            .map_err(|error| (Some(column + error.column().saturating_sub(1)), syntax(&error)))?;
+        fields.push(Field { name, raw, value, column });
+    }
+    Ok(fields)
+}
+
+/// The key-value pairs of an object in their order, repeated keys included.
+struct RawFields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Vec<(String, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(pairs)
+            }
+        }
+        deserializer.deserialize_map(Pairs).map(RawFields)
+    }
+}
+
+/// The message of a JSON error without its own position, which would count within one line.
+fn syntax(error: &serde_json::Error) -> Fault {
+    let text = error.to_string();
+    let reason = text.split(" at line ").next().unwrap_or(&text).to_string();
+    Fault::Syntax { reason }
+}
+
+fn missing(name: &str, fields: &[Field<'_>]) -> Fault {
+    Fault::MissingColumn { name: name.to_string(), present: fields.iter().map(|field| field.name.clone()).collect() }
+}
+
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// Messages are objects with a `role` string; what else they have is the template's business.
+fn checked_messages(field: &Field<'_>, messages: &[Value]) -> Result<Vec<Value>, PlacedFault> {
+    if messages.is_empty() {
+        return Err(field.bad_value(field.name.clone(), "the list of messages is empty"));
+    }
+    for (i, message) in messages.iter().enumerate() {
+        let place = format!("{}[{i}]", field.name);
+        let Value::Object(object) = message else {
+            return Err(field.wrong_type_at(place, "an object with `role` and `content`", message));
+        };
+        match object.get("role") {
+            Some(Value::String(_)) => {}
+            Some(other) => return Err(field.wrong_type_at(format!("{place}.role"), "a string", other)),
+            None => return Err(field.bad_value(place, "the message has no `role`")),
+        }
+        match object.get("content") {
+            Some(Value::String(_) | Value::Array(_)) => {}
+            // A turn of nothing but tool calls has no content.
+            None | Some(Value::Null) if object.contains_key("tool_calls") => {}
+            None => return Err(field.bad_value(place, "the message has no `content`")),
+            Some(other) => return Err(field.wrong_type_at(format!("{place}.content"), "a string", other)),
+        }
+    }
+    Ok(messages.to_vec())
+}
+
+/// The turns before the last assistant turn, and that turn's text. Without an assistant turn all is prompt.
+fn split_messages(field: &Field<'_>, mut messages: Vec<Value>) -> Result<(Vec<Value>, Option<String>), PlacedFault> {
+    let Some(last) = messages.iter().rposition(|message| message["role"] == "assistant") else {
+        return Ok((messages, None));
+    };
+    if last == 0 {
+        return Err(field.bad_value(field.name.clone(), "nothing stands before the assistant's turn"));
+    }
+    let completion = messages[last].get("content").and_then(Value::as_str).map(ToString::to_string);
+    messages.truncate(last);
+    Ok((messages, completion))
+}
+
+/// A completion is a string or a list of one assistant message.
+fn completion_text(field: &Field<'_>) -> Result<String, PlacedFault> {
+    let text = match &field.value {
+        Value::String(text) => Some(text),
+        Value::Array(messages) => match messages.as_slice() {
+            [Value::Object(message)] => match message.get("content") {
+                Some(Value::String(text)) => Some(text),
+                _ => None,
+            },
+            _ => None,
+        },
+        _ => None,
+    };
+    text.cloned().ok_or_else(|| field.wrong_type("a string or a list of one message", &field.value))
+}
