@@ -1,0 +1,43 @@
+//! What can go wrong with rewards.
+
+use std::path::PathBuf;
+
+use crate::error::{Diagnose, Exit};
+
+/// An error of the `reward` area.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RewardError {
+    #[error("{}:{line}: the reward `{reward}` cannot use this row: {reason}", path.display())]
+    BadRow { path: PathBuf, line: usize, reward: String, reason: String },
+    #[error("the reward `{reward}` gave {score} for a completion of line {line}")]
+    NonFinite { reward: String, line: usize, score: f64 },
+    #[error("the weighted sum of the rewards is {total} for a completion of line {line}")]
+    NonFiniteTotal { line: usize, total: f64 },
+    #[error("the reward `{reward}` failed on a completion of line {line}: {reason}")]
+    Failed { reward: String, line: usize, reason: String },
+    #[error("no reward is called `{name}`")]
+    Unknown { name: String },
+}
+
+impl Diagnose for RewardError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::BadRow { .. } => "Correct the row, or set `answer_column` to the column that has the answer",
+            Self::NonFinite { .. } => "A score must be a finite number; a reward may also answer None for `no score`",
+            Self::NonFiniteTotal { .. } => "Use smaller weights",
+            Self::Unknown { .. } => "The built-in reward is `last_integer`",
+            Self::Failed { .. } => return None,
+        };
+        Some(hint.to_string())
+    }
+
+    fn exit(&self) -> Exit {
+        match self {
+            Self::BadRow { .. } => Exit::Data,
+            Self::NonFinite { .. } | Self::NonFiniteTotal { .. } => Exit::NonFinite,
+            Self::Unknown { .. } => Exit::Usage,
+            Self::Failed { .. } => Exit::Failed,
+        }
+    }
+}
