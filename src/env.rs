@@ -24,6 +24,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("HF_HUB_DOWNLOAD_TIMEOUT", "seconds without a received byte after which a download fails (default 60)"),
     ("NO_COLOR", "not empty: no colours"),
     ("CLICOLOR_FORCE", "not empty and not 0: colours also where the output is no terminal"),
+    ("TERM", "`dumb`: no progress bars, plain lines instead"),
     ("RUST_LOG", "log filter, as `candlewick=debug`"),
     ("CUDA_VISIBLE_DEVICES", "read by the CUDA driver"),
     ("RAYON_NUM_THREADS", "threads of the CPU kernels, read by rayon"),
@@ -125,6 +126,12 @@ pub fn wants_color(is_terminal: bool) -> bool {
     }
     let forced = set("CLICOLOR_FORCE") && std::env::var_os("CLICOLOR_FORCE").is_some_and(|value| value != "0");
     forced || is_terminal
+}
+
+/// Whether the terminal, if there is one, can move its cursor.
+#[must_use]
+pub fn can_redraw() -> bool {
+    std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// The log filter of `RUST_LOG`, if it is set.

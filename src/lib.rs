@@ -18,5 +18,5 @@ pub mod optim;
 pub mod reward;
 pub mod rng;
 pub mod telemetry;
-pub mod trainer;
 pub mod text;
+pub mod trainer;

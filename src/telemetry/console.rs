@@ -11,6 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::summary::duration;
 use super::{MetricSink, StepMetrics, TelemetryError};
+use crate::env;
 
 /// The bars of the process. Log lines go through the same object, so that they do not tear the bars apart.
 fn bars() -> &'static MultiProgress {
@@ -66,7 +67,7 @@ impl Console {
     /// else one line each `logging_steps` steps.
     #[must_use]
     pub fn new(total_steps: u64, steps_done: u64, logging_steps: u64) -> Self {
-        let is_terminal = io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let is_terminal = io::stderr().is_terminal() && env::can_redraw();
         let bars = is_terminal.then(|| Bars::new(total_steps, steps_done));
         Self { total_steps, logging_steps: logging_steps.max(1), first_step: steps_done, started: Instant::now(), bars }
     }
