@@ -1,3 +1,4 @@
 //! The training loop and what belongs to it.
 
+pub mod phase;
 pub mod stop;
