@@ -10,6 +10,9 @@ use crate::error::{Diagnose, Exit};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// The decoder asked for a parameter that its configuration does not list.
+    #[error("the model has no parameter {name}")]
+    NoSuchParameter { name: String },
     /// The model path is not a folder.
     #[error("{path} is not a model folder")]
     NotAFolder { path: PathBuf },
@@ -144,6 +147,7 @@ fn list<T: fmt::Display>(problems: &[T]) -> String {
 impl Diagnose for ModelError {
     fn hint(&self) -> Option<String> {
         let text = match self {
+            Self::NoSuchParameter { .. } => return None,
             Self::NotAFolder { .. } | Self::MissingFile { .. } => {
                 "Give a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or an org/name id."
             }

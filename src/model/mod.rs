@@ -5,11 +5,15 @@
 
 pub mod config;
 mod config_checks;
+pub mod decoder;
 mod error;
 pub mod header;
 pub mod json;
+pub mod params;
 pub mod weights;
 
 pub use config::{Family, Init, ModelConfig, RopeScaling, TensorSpec};
+pub use decoder::{Decoder, KvCache, PackedTokens, Recorder};
 pub use error::{ConfigProblem, HeaderProblem, ModelError, TensorProblem};
+pub use params::{Param, Params};
 pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights};

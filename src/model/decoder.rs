@@ -1,0 +1,372 @@
+//! The decoder: one implementation for Llama, Mistral, Qwen2 and Qwen3, with its backward pass.
+//!
+//! A layer is `x + o(attention(rope(qkv(norm(x)))))`, then `x + down(silu(gate) * up)` of the normed sum (Touvron et
+//! al., arXiv:2302.13971 section 2.2). Families differ in biases, in the norm of queries and keys, in the size of a
+//! head and in the rotary frequencies: all of it data. Batches are packed: `[N]` tokens of any number of sequences,
+//! without padding.
+//!
+//! Two ways through the same code: [`Decoder::forward`] over a packed batch, which can keep what the backward pass
+//! needs, and [`Decoder::forward_cached`], which reads and extends a key-value cache. A token's hidden state has the
+//! same bits on both.
+
+use super::params::Params;
+use super::{ModelConfig, ModelError};
+use crate::ops::Weight;
+use crate::ops::attention::{Context, Heads, Segment, attention, attention_backward, contexts};
+use crate::ops::elementwise::{add_into, silu_mul, silu_mul_backward};
+use crate::ops::embedding::{embedding, embedding_backward, scatter_rows, zeros};
+use crate::ops::linear::Linear;
+use crate::ops::rms_norm::{rms_norm, rms_norm_backward, rms_norm_into};
+use crate::ops::rope::RopeTable;
+use candle_core::{DType, Device, Result, Tensor};
+
+/// Tokens of any number of sequences, one after the other.
+#[derive(Debug, Clone, Default)]
+pub struct PackedTokens {
+    pub ids: Vec<u32>,          // [N]
+    pub positions: Vec<u32>,    // [N], the position of each token in its own sequence
+    pub segments: Vec<Segment>, // cover 0..N in order
+}
+
+/// Keys and values of past tokens, a row a token; which rows belong to which sequence is the caller's business.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>, // [rows, K*E] each
+}
+
+impl KvCache {
+    /// Bytes of a cache with `rows` rows.
+    #[must_use]
+    pub fn bytes(config: &ModelConfig, rows: usize) -> usize {
+        2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * rows
+    }
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Weight,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    qk_norm: Option<(Weight, Weight)>,
+    o: Linear,
+    post_norm: Weight,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// What a layer keeps for its backward pass; the normed inputs and the gated product are computed again.
+#[derive(Debug)]
+struct Activations {
+    x: Tensor,               // [N, D] input of the layer
+    raw_qkv: Option<Tensor>, // [N, (H + 2K) E] before the norm of queries and keys
+    qkv: Tensor,             // [N, (H + 2K) E] as attention reads it
+    attended: Tensor,        // [N, H*E]
+    mid: Tensor,             // [N, D] after attention's residual sum
+    gate_up: Tensor,         // [N, 2F]
+}
+
+#[derive(Debug)]
+enum Kept {
+    Input(Tensor),
+    All(Box<Activations>),
+}
+
+/// What [`Decoder::forward`] keeps for [`Decoder::backward`].
+#[derive(Debug)]
+pub struct Recorder {
+    layers: Vec<Kept>,
+    last: Option<Tensor>, // [N, D] input of the final norm
+    checkpointing: bool,
+}
+
+impl Recorder {
+    /// Nothing kept yet; with `checkpointing` only each layer's input will be, and the rest computed again
+    /// (Chen et al., arXiv:1604.06174).
+    #[must_use]
+    pub fn new(checkpointing: bool) -> Self {
+        Self { layers: Vec::new(), last: None, checkpointing }
+    }
+}
+
+/// Where a layer's attention finds keys and values.
+enum Keys<'a> {
+    Packed,
+    Cached { cache: &'a KvCache, rows: &'a [u32] },
+}
+
+/// A pretrained causal language model without its head.
+#[derive(Debug)]
+pub struct Decoder {
+    config: ModelConfig,
+    params: Params,
+    heads: Heads,
+    inv_freq: Vec<f32>,
+    embed: Weight,
+    layers: Vec<Layer>,
+    norm: Weight,
+    head: Weight,
+}
+
+impl Decoder {
+    /// Wires the parameters together; the decoder shares their storage.
+    ///
+    /// # Errors
+    /// Names a parameter that is missing.
+    pub fn new(config: ModelConfig, params: Params) -> std::result::Result<Self, ModelError> {
+        let layers =
+            (0..config.num_hidden_layers).map(|i| layer(&config, &params, i)).collect::<std::result::Result<_, _>>()?;
+        let embed = params.weight("model.embed_tokens.weight")?;
+        let head = if config.tie_word_embeddings { embed.clone() } else { params.weight("lm_head.weight")? };
+        let heads = Heads {
+            num_heads: config.num_attention_heads,
+            num_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
+        let inv_freq = config.rope_inv_freq();
+        Ok(Self { heads, inv_freq, embed, layers, norm: params.weight("model.norm.weight")?, head, config, params })
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    #[must_use]
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The output weight `[V, D]`; the embedding where the two are tied.
+    #[must_use]
+    pub fn head(&self) -> &Weight {
+        &self.head
+    }
+
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        self.embed.value().device()
+    }
+
+    /// A cache of `rows` rows.
+    ///
+    /// # Errors
+    /// Fails where it cannot be allocated.
+    pub fn new_cache(&self, rows: usize) -> Result<KvCache> {
+        let matrix = || Tensor::zeros((rows, self.heads.kv_width()), DType::F32, self.device());
+        let layers = (0..self.layers.len()).map(|_| Ok((matrix()?, matrix()?))).collect::<Result<_>>()?;
+        Ok(KvCache { layers })
+    }
+
+    /// Hidden states after the final norm.
+    ///
+    /// # Shapes
+    /// tokens `[N] -> [N, D]`
+    ///
+    /// # Errors
+    /// Fails for ids outside the vocabulary or segments that do not cover the tokens.
+    pub fn forward(&self, tokens: &PackedTokens, mut recorder: Option<&mut Recorder>) -> Result<Tensor> {
+        let contexts = contexts(&tokens.segments, tokens.ids.len())?;
+        let rope = RopeTable::new(&self.inv_freq, &tokens.positions);
+        let mut x = embedding(&self.embed, &tokens.ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let (y, activations) = self.run_layer(index, layer, x.clone(), &rope, &contexts, &Keys::Packed)?;
+            if let Some(recorder) = recorder.as_deref_mut() {
+                let kept = if recorder.checkpointing { Kept::Input(x) } else { Kept::All(Box::new(activations)) };
+                recorder.layers.push(kept);
+            }
+            x = y;
+        }
+        let hidden = rms_norm(&x, &self.norm, self.config.rms_norm_eps)?;
+        if let Some(recorder) = recorder {
+            recorder.last = Some(x);
+        }
+        Ok(hidden)
+    }
+
+    /// Hidden states after the final norm of new tokens of cached sequences; their keys and values are written to
+    /// `rows` of the cache, and each token sees the cache rows of its context (its own row included).
+    ///
+    /// # Shapes
+    /// `ids, positions, rows, contexts [N] -> [N, D]`
+    ///
+    /// # Errors
+    /// Fails for ids outside the vocabulary or rows outside the cache.
+    pub fn forward_cached(
+        &self,
+        ids: &[u32],
+        positions: &[u32],
+        cache: &mut KvCache,
+        rows: &[u32],
+        contexts: &[Context],
+    ) -> Result<Tensor> {
+        let rope = RopeTable::new(&self.inv_freq, positions);
+        let mut x = embedding(&self.embed, ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = self.run_layer(index, layer, x, &rope, contexts, &Keys::Cached { cache, rows })?.0;
+        }
+        rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// Adds the gradients of every trained parameter below the hidden states, given theirs; frees the saved
+    /// activations layer by layer.
+    ///
+    /// # Shapes
+    /// `d_hidden [N, D]`, the gradient of what [`Decoder::forward`] returned for the same tokens
+    ///
+    /// # Errors
+    /// Fails where the recorder did not follow a forward pass over these tokens.
+    pub fn backward(&self, mut recorder: Recorder, tokens: &PackedTokens, d_hidden: &Tensor) -> Result<()> {
+        let Some(last) = recorder.last.take() else { candle_core::bail!("backward without a recorded forward pass") };
+        let contexts = contexts(&tokens.segments, tokens.ids.len())?;
+        let rope = RopeTable::new(&self.inv_freq, &tokens.positions);
+        let g = zeros(last.dim(0)?, last.dim(1)?, &last)?;
+        rms_norm_backward(d_hidden, &last, &self.norm, self.config.rms_norm_eps, &g)?;
+        drop(last);
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            let activations = match recorder.layers.pop() {
+                Some(Kept::All(activations)) => *activations,
+                Some(Kept::Input(x)) => self.run_layer(index, layer, x, &rope, &contexts, &Keys::Packed)?.1,
+                None => candle_core::bail!("backward without a recorded layer {index}"),
+            };
+            self.layer_backward(layer, activations, &rope, &tokens.segments, &g)?;
+        }
+        embedding_backward(&g, &self.embed, &tokens.ids)
+    }
+
+    /// One layer on `x [N, D]`: its result and everything its backward pass may want.
+    fn run_layer(
+        &self,
+        index: usize,
+        layer: &Layer,
+        x: Tensor,
+        rope: &RopeTable,
+        contexts: &[Context],
+        keys: &Keys<'_>,
+    ) -> Result<(Tensor, Activations)> {
+        let (eps, heads) = (self.config.rms_norm_eps, self.heads);
+        let n = x.dim(0)?;
+        let h = rms_norm(&x, &layer.input_norm, eps)?;
+        let mut qkv = zeros(n, heads.qkv_width(), &x)?;
+        let [q, k, v] = split(&qkv, heads)?;
+        layer.q.forward_into(&h, &q)?;
+        layer.k.forward_into(&h, &k)?;
+        layer.v.forward_into(&h, &v)?;
+        let raw_qkv = match &layer.qk_norm {
+            None => None,
+            Some((q_norm, k_norm)) => {
+                let normed = qkv.copy()?;
+                let [nq, nk, _] = split(&normed, heads)?;
+                rms_norm_into(&q, q_norm, eps, &nq)?;
+                rms_norm_into(&k, k_norm, eps, &nk)?;
+                Some(std::mem::replace(&mut qkv, normed))
+            }
+        };
+        let [q, k, v] = split(&qkv, heads)?;
+        rope.rotate(&q, false)?;
+        rope.rotate(&k, false)?;
+        let attended = match keys {
+            Keys::Packed => attention(&q, &k, &v, contexts, heads)?,
+            Keys::Cached { cache, rows } => {
+                let (cached_k, cached_v) = &cache.layers[index];
+                scatter_rows(cached_k, rows, &k)?;
+                scatter_rows(cached_v, rows, &v)?;
+                attention(&q, cached_k, cached_v, contexts, heads)?
+            }
+        };
+        let mid = layer.o.forward(&attended)?;
+        add_into(&mid, &x)?;
+        let h = rms_norm(&mid, &layer.post_norm, eps)?;
+        let width = self.config.intermediate_size;
+        let gate_up = zeros(n, 2 * width, &x)?;
+        layer.gate.forward_into(&h, &gate_up.narrow(1, 0, width)?)?;
+        layer.up.forward_into(&h, &gate_up.narrow(1, width, width)?)?;
+        let y = layer.down.forward(&silu_mul(&gate_up)?)?;
+        add_into(&y, &mid)?;
+        Ok((y, Activations { x, raw_qkv, qkv, attended, mid, gate_up }))
+    }
+
+    /// Turns `g [N, D]`, the gradient of the layer's result, into that of its input, in place.
+    fn layer_backward(
+        &self,
+        layer: &Layer,
+        kept: Activations,
+        rope: &RopeTable,
+        segments: &[Segment],
+        g: &Tensor,
+    ) -> Result<()> {
+        let (eps, heads) = (self.config.rms_norm_eps, self.heads);
+        let (n, d) = g.dims2()?;
+        let width = self.config.intermediate_size;
+        let Activations { x, raw_qkv, qkv, attended, mid, gate_up } = kept;
+
+        let d_gated = zeros(n, width, g)?;
+        layer.down.backward(g, &silu_mul(&gate_up)?, &d_gated, false)?;
+        let d_gate_up = silu_mul_backward(&d_gated, &gate_up)?;
+        drop((d_gated, gate_up));
+        let h = rms_norm(&mid, &layer.post_norm, eps)?;
+        let dh = zeros(n, d, g)?;
+        layer.gate.backward(&d_gate_up.narrow(1, 0, width)?, &h, &dh, false)?;
+        layer.up.backward(&d_gate_up.narrow(1, width, width)?, &h, &dh, true)?;
+        drop(d_gate_up);
+        rms_norm_backward(&dh, &mid, &layer.post_norm, eps, g)?;
+        drop(mid);
+
+        let d_attended = zeros(n, heads.q_width(), g)?;
+        layer.o.backward(g, &attended, &d_attended, false)?;
+        drop(attended);
+        let mut d_qkv = attention_backward(&d_attended, &qkv, segments, heads)?;
+        drop((d_attended, qkv));
+        let [dq, dk, dv] = split(&d_qkv, heads)?;
+        rope.rotate(&dq, true)?;
+        rope.rotate(&dk, true)?;
+        if let (Some((q_norm, k_norm)), Some(raw)) = (&layer.qk_norm, &raw_qkv) {
+            let d_raw = zeros(n, heads.qkv_width(), g)?;
+            let [raw_q, raw_k, _] = split(raw, heads)?;
+            let [d_raw_q, d_raw_k, d_raw_v] = split(&d_raw, heads)?;
+            rms_norm_backward(&dq, &raw_q, q_norm, eps, &d_raw_q)?;
+            rms_norm_backward(&dk, &raw_k, k_norm, eps, &d_raw_k)?;
+            add_into(&d_raw_v, &dv)?;
+            d_qkv = d_raw;
+        }
+        let [dq, dk, dv] = split(&d_qkv, heads)?;
+        let h = rms_norm(&x, &layer.input_norm, eps)?;
+        layer.q.backward(&dq, &h, &dh, false)?;
+        layer.k.backward(&dk, &h, &dh, true)?;
+        layer.v.backward(&dv, &h, &dh, true)?;
+        rms_norm_backward(&dh, &x, &layer.input_norm, eps, g)
+    }
+}
+
+/// The column ranges of queries, keys and values.
+fn split(qkv: &Tensor, heads: Heads) -> Result<[Tensor; 3]> {
+    let (q, kv) = (heads.q_width(), heads.kv_width());
+    Ok([qkv.narrow(1, 0, q)?, qkv.narrow(1, q, kv)?, qkv.narrow(1, q + kv, kv)?])
+}
+
+fn layer(config: &ModelConfig, params: &Params, index: usize) -> std::result::Result<Layer, ModelError> {
+    let weight = |name: &str| params.weight(&format!("model.layers.{index}.{name}.weight"));
+    let linear = |name: &str, bias: bool| {
+        let bias = bias.then(|| params.weight(&format!("model.layers.{index}.{name}.bias"))).transpose()?;
+        Ok::<_, ModelError>(Linear { weight: weight(name)?, bias })
+    };
+    let qk_norm =
+        config.qk_norm.then(|| Ok::<_, ModelError>((weight("self_attn.q_norm")?, weight("self_attn.k_norm")?)));
+    Ok(Layer {
+        input_norm: weight("input_layernorm")?,
+        q: linear("self_attn.q_proj", config.qkv_bias)?,
+        k: linear("self_attn.k_proj", config.qkv_bias)?,
+        v: linear("self_attn.v_proj", config.qkv_bias)?,
+        qk_norm: qk_norm.transpose()?,
+        o: linear("self_attn.o_proj", config.out_bias)?,
+        post_norm: weight("post_attention_layernorm")?,
+        gate: linear("mlp.gate_proj", config.mlp_bias)?,
+        up: linear("mlp.up_proj", config.mlp_bias)?,
+        down: linear("mlp.down_proj", config.mlp_bias)?,
+    })
+}
+
+#[cfg(test)]
+#[path = "decoder_tests.rs"]
+mod tests;
