@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn lengths_that_do_not_fit_are_refused() {
-        let error = subtract_kl_penalty(&mut [Some(1.0)], &[-1.0], &[-1.0], &[0..2], &[true], 0.1).unwrap_err();
-        assert_eq!(error, AlgorithmError::Range { row: 0, start: 0, end: 2, tokens: 1 });
+        let mut rewards = [Some(1.0); 2];
+        let error = subtract_kl_penalty(&mut rewards, &[-1.0], &[-1.0], &[0..1, 1..2], &[true; 2], 0.1).unwrap_err();
+        assert_eq!(error, AlgorithmError::Range { row: 1, start: 1, end: 2, tokens: 1 });
     }
 }
