@@ -1,10 +1,24 @@
-//! The configuration of a run.
+//! The configuration of a run: what can be set, from where, and whether it makes sense.
+//!
+//! One flat table of settings ([`RunConfig`]), filled from defaults, files, environment and command line ([`Layers`]),
+//! checked as a whole, and shown with the source of each value ([`Resolved`]). The settings are only stored here:
+//! the recipe hands them to the components, which own what they mean.
 
+mod checks;
+mod diagnostic;
 mod kinds;
+mod layers;
+mod names;
+mod reference;
 mod run_config;
+mod schema;
+mod show;
 
+pub use diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
 pub use kinds::{
     Algorithm, ComputeDtype, DeviceKind, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
     ScaleRewards,
 };
+pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
+pub use reference::reference_page;
 pub use run_config::{Resume, RewardConfig, RunConfig};

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the file")]
 pub struct RunConfig {
     // # Run
     /// What is trained: `grpo` (sample, score, reinforce) or `sft` (supervised, on given completions).

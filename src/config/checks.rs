@@ -1,0 +1,312 @@
+//! Ranges of single values, and settings that do not fit together.
+//!
+//! Pure over the typed configuration: positions are attached by `layers.rs`. Nothing is read from disk here, and no
+//! value is changed; a setting that would have no effect is named rather than ignored.
+
+use super::diagnostic::{ConfigError, Diagnostic, Place};
+use super::kinds::Algorithm;
+use super::run_config::{Resume, RunConfig};
+
+/// One rule that is broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// The settings involved, the one to blame first.
+    pub keys: Vec<&'static str>,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    fn new(keys: &[&'static str], message: impl Into<String>) -> Self {
+        Self { keys: keys.to_vec(), message: message.into(), help: None }
+    }
+
+    fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// The diagnostic at the first of its keys that was set at all; where the others were set is told.
+    pub(super) fn at(self, place: impl Fn(&str) -> Place) -> Diagnostic {
+        let blamed = self.keys.iter().find(|key| place(key) != Place::Default).or(self.keys.first()).copied();
+        let mut help: Vec<String> = self.help.into_iter().collect();
+        for key in self.keys.iter().filter(|key| Some(**key) != blamed) {
+            if let set @ (Place::File(_) | Place::Given(_)) = place(key) {
+                help.push(format!("`{key}` is set at {set}"));
+            }
+        }
+        Diagnostic { message: self.message, place: blamed.map_or(Place::Default, &place), help }
+    }
+}
+
+impl RunConfig {
+    /// Checks ranges and contradictions of a configuration that was built in code; files are checked as they are read.
+    ///
+    /// # Errors
+    /// Everything that is wrong, all at once.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let diagnostics: Vec<_> =
+            problems(self, &|_| false).into_iter().map(|problem| problem.at(|_| Place::Default)).collect();
+        if diagnostics.is_empty() { Ok(()) } else { Err(ConfigError::Invalid { diagnostics }) }
+    }
+}
+
+/// Every rule that the configuration breaks. `is_set` tells whether a setting was given a value by anyone.
+pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec<Problem> {
+    let mut found = missing(config);
+    found.extend(out_of_range(config));
+    found.extend(contradictions(config));
+    found.extend(rewards(config));
+    found.extend(trackers(config));
+    found.extend(without_effect(config, is_set));
+    found
+}
+
+fn missing(config: &RunConfig) -> Vec<Problem> {
+    let mut found = Vec::new();
+    if config.model.trim().is_empty() {
+        found.push(Problem::new(&["model"], "`model` is not set").help("name a model folder or a Hub id (`org/name`)"));
+    }
+    if config.train_file.trim().is_empty() {
+        found
+            .push(Problem::new(&["train_file"], "`train_file` is not set").help("name a JSONL file with a row a line"));
+    }
+    if config.output_dir.as_os_str().is_empty() {
+        found.push(Problem::new(&["output_dir"], "`output_dir` is empty").help("name a folder, or leave it out"));
+    }
+    if config.resume.is_empty() {
+        let help = "`never`, `auto` or the path of a checkpoint";
+        found.push(Problem::new(&["resume"], "`resume` is empty").help(help));
+    }
+    found
+}
+
+/// The numbers that a setting accepts.
+enum Range {
+    /// 1 or more.
+    Counts,
+    /// Above 0.
+    Positive,
+    /// 0 or more.
+    NotNegative,
+    /// Above 0, at most 1.
+    Share,
+    /// From 0 to 1.
+    Unit,
+    /// From 0 to below 1.
+    Decay,
+    /// Above 0, below 1.
+    Inside,
+}
+
+impl Range {
+    fn holds(&self, x: f64) -> bool {
+        x.is_finite()
+            && match self {
+                Self::Counts => x >= 1.0,
+                Self::Positive => x > 0.0,
+                Self::NotNegative => x >= 0.0,
+                Self::Share => x > 0.0 && x <= 1.0,
+                Self::Unit => (0.0..=1.0).contains(&x),
+                Self::Decay => (0.0..1.0).contains(&x),
+                Self::Inside => x > 0.0 && x < 1.0,
+            }
+    }
+
+    fn words(&self) -> &'static str {
+        match self {
+            Self::Counts => "1 or more",
+            Self::Positive => "above 0 and finite",
+            Self::NotNegative => "0 or more and finite",
+            Self::Share => "above 0 and at most 1",
+            Self::Unit => "from 0 to 1",
+            Self::Decay => "at least 0 and below 1",
+            Self::Inside => "above 0 and below 1",
+        }
+    }
+}
+
+fn out_of_range(config: &RunConfig) -> Vec<Problem> {
+    use Range::{Counts, Decay, Inside, NotNegative, Positive, Share, Unit};
+    let c = config;
+    let count = |n: usize| Some(n as f64);
+    let ranges: [(&'static str, Option<f64>, Range); 28] = [
+        ("threads", c.threads.and_then(count), Counts),
+        ("max_prompt_length", count(c.max_prompt_length), Counts),
+        ("num_generations", count(c.num_generations), Counts),
+        ("max_completion_length", count(c.max_completion_length), Counts),
+        ("temperature", Some(c.temperature), Positive),
+        ("top_p", Some(c.top_p), Share),
+        ("min_p", c.min_p, Unit),
+        ("repetition_penalty", Some(c.repetition_penalty), Positive),
+        ("beta", Some(c.beta), NotNegative),
+        ("num_iterations", count(c.num_iterations), Counts),
+        ("epsilon", Some(c.epsilon), Inside),
+        ("epsilon_high", c.epsilon_high, Positive),
+        ("delta", c.delta, Positive),
+        ("gamma", Some(c.gamma), Share),
+        ("learning_rate", c.learning_rate, Positive),
+        ("warmup_steps", Some(c.warmup_steps), NotNegative),
+        ("adam_beta1", Some(c.adam_beta1), Decay),
+        ("adam_beta2", Some(c.adam_beta2), Decay),
+        ("adam_epsilon", Some(c.adam_epsilon), Positive),
+        ("weight_decay", Some(c.weight_decay), NotNegative),
+        ("max_grad_norm", Some(c.max_grad_norm), Positive),
+        ("prompts_per_step", count(c.prompts_per_step), Counts),
+        ("gradient_accumulation_steps", count(c.gradient_accumulation_steps), Counts),
+        ("max_tokens_per_micro_batch", count(c.max_tokens_per_micro_batch), Counts),
+        ("num_train_epochs", Some(c.num_train_epochs), Positive),
+        ("max_steps", c.max_steps.map(|n| n as f64), Counts),
+        ("eval_max_rows", c.eval_max_rows.and_then(count), Counts),
+        ("logging_steps", Some(c.logging_steps as f64), Counts),
+    ];
+    let broken = ranges.into_iter().filter_map(|(key, value, range)| Some((key, value?, range)));
+    broken
+        .filter(|(_, value, range)| !range.holds(*value))
+        .map(|(key, value, range)| Problem::new(&[key], format!("`{key}` must be {}, not {value}", range.words())))
+        .collect()
+}
+
+fn contradictions(config: &RunConfig) -> Vec<Problem> {
+    let c = config;
+    let mut found = Vec::new();
+    if c.algorithm == Algorithm::Grpo && c.num_generations == 1 {
+        let message = "`num_generations` must be 2 or more with `algorithm = \"grpo\"`, not 1";
+        let help = "rewards are compared within a group: a group of one teaches nothing";
+        found.push(Problem::new(&["num_generations", "algorithm"], message).help(help));
+    }
+    if let Some(high) = c.epsilon_high.filter(|high| *high < c.epsilon) {
+        let message = format!("`epsilon_high` ({high}) is below `epsilon` ({})", c.epsilon);
+        found.push(Problem::new(&["epsilon_high", "epsilon"], message).help("it widens the upper clip bound"));
+    }
+    let upper = 1.0 + c.resolved_epsilon_high();
+    if let Some(delta) = c.delta.filter(|delta| *delta > 0.0 && *delta <= upper) {
+        let message = format!("`delta` ({delta}) must be above the upper clip bound 1 + epsilon_high ({upper})");
+        found.push(Problem::new(&["delta", "epsilon_high", "epsilon"], message));
+    }
+    if c.warmup_steps >= 1.0 && c.warmup_steps.fract() > 0.0 {
+        let message = format!("`warmup_steps` must be a whole number or below 1, not {}", c.warmup_steps);
+        found.push(Problem::new(&["warmup_steps"], message));
+    }
+    if let Some(steps) = c.max_steps.filter(|steps| c.warmup_steps > *steps as f64) {
+        let message = format!("`warmup_steps` ({}) is more than `max_steps` ({steps})", c.warmup_steps);
+        let help = "the learning rate would never be reached; a value below 1 is a share of all steps";
+        found.push(Problem::new(&["warmup_steps", "max_steps"], message).help(help));
+    }
+    if c.eval_file.is_none() && c.eval_steps > 0 {
+        let message = "`eval_steps` is set, but there is no `eval_file`";
+        found.push(Problem::new(&["eval_steps", "eval_file"], message).help("name a JSONL file to evaluate on"));
+    }
+    if let Resume::From(path) = c.resume_choice()
+        && path.extension().is_some_and(|extension| extension == "toml")
+    {
+        let message = format!("`resume` names {}, which is a configuration and no checkpoint", path.display());
+        found.push(Problem::new(&["resume"], message).help("write `--resume` after the files, or `--resume auto`"));
+    }
+    found
+}
+
+fn rewards(config: &RunConfig) -> Vec<Problem> {
+    let mut found = Vec::new();
+    if config.rewards.is_empty() && config.algorithm == Algorithm::Grpo {
+        let help = "leave it out for the default, or add a `[[rewards]]` table";
+        found.push(Problem::new(&["rewards"], "`rewards` is empty: nothing would be reinforced").help(help));
+    }
+    for (index, reward) in config.rewards.iter().enumerate() {
+        let numbers = [
+            ("weight", reward.weight),
+            ("correct_reward", reward.correct_reward),
+            ("wrong_reward", reward.wrong_reward),
+        ];
+        for (key, value) in numbers.into_iter().filter(|(_, value)| !value.is_finite()) {
+            let message = format!("`{key}` of reward {} (`{}`) must be finite, not {value}", index + 1, reward.name);
+            found.push(Problem::new(&["rewards"], message));
+        }
+    }
+    if config.algorithm == Algorithm::Grpo
+        && !config.rewards.is_empty()
+        && config.rewards.iter().all(|reward| reward.weight == 0.0)
+    {
+        found.push(Problem::new(&["rewards"], "every reward has the weight 0: nothing would be reinforced"));
+    }
+    found
+}
+
+fn trackers(config: &RunConfig) -> Vec<Problem> {
+    let unknown = config.report_to.iter().filter(|name| name.as_str() != "none");
+    unknown
+        .map(|name| {
+            let message = format!("`report_to` names \"{name}\", which this version cannot write to");
+            let help = "leave it out: metrics.jsonl and completions.jsonl are written to `output_dir`";
+            Problem::new(&["report_to"], message).help(help)
+        })
+        .collect()
+}
+
+/// Settings that only GRPO reads. Those of generation that are missing here are read by evaluations too.
+const ONLY_GRPO: &[&str] = &[
+    "num_generations",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "beta",
+    "kl_estimator",
+    "num_iterations",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "loss_type",
+    "scale_rewards",
+    "mask_truncated_completions",
+    "gamma",
+    "log_completions",
+];
+
+/// Settings that only SFT reads.
+const ONLY_SFT: &[&str] = &["completion_column", "completion_only_loss"];
+
+fn without_effect(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec<Problem> {
+    let name = config.algorithm.name();
+    let unused = match config.algorithm {
+        Algorithm::Grpo => ONLY_SFT,
+        Algorithm::Sft => ONLY_GRPO,
+    };
+    let mut found: Vec<Problem> = unused
+        .iter()
+        .filter(|key| is_set(key))
+        .map(|key| {
+            let message = format!("`{key}` has no effect with `algorithm = \"{name}\"`");
+            Problem::new(&[key, "algorithm"], message).help("remove it, or choose the other algorithm")
+        })
+        .collect();
+    if is_set("eval_max_rows") && config.eval_file.is_none() {
+        found.push(Problem::new(&["eval_max_rows", "eval_file"], "`eval_max_rows` has no effect without `eval_file`"));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::names::RUN_FIELDS;
+
+    #[test]
+    fn the_rules_name_settings_that_exist() {
+        for key in ONLY_GRPO.iter().chain(ONLY_SFT) {
+            assert!(RUN_FIELDS.iter().any(|field| field.name == *key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_config_built_in_code_is_checked_too() {
+        let config = RunConfig { model: "m".into(), train_file: "t".into(), ..RunConfig::default() };
+        config.check().unwrap();
+        let wrong = RunConfig { top_p: f64::NAN, num_generations: 0, ..config };
+        let ConfigError::Invalid { diagnostics } = wrong.check().unwrap_err();
+        assert_eq!(diagnostics.len(), 2);
+    }
+}
