@@ -36,7 +36,7 @@ struct ShowArgs {
 pub fn run(args: &ConfigArgs) -> Result<ExitCode, Failure> {
     match &args.verb {
         ConfigVerb::Show(args) => {
-            let resolved = args.settings.layers()?.resolve()?;
+            let resolved = args.settings.layers().resolve()?;
             print(&if args.json { format!("{:#}\n", resolved.to_json()) } else { resolved.to_toml() })?;
         }
         ConfigVerb::Reference => print(&reference_page())?,

@@ -1,9 +1,9 @@
 //! How a command ends that could not do its work: the text on stderr and the exit code.
 
-use super::has_colour;
+use candlewick::env::wants_color;
 use candlewick::error::{Diagnose, Exit};
 use std::error::Error;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 /// Why a verb failed.
@@ -51,7 +51,8 @@ impl Failure {
 
 fn write(text: &str, hint: Option<&str>) -> io::Result<()> {
     let mut stderr = io::stderr().lock();
-    let (red, cyan, plain) = if has_colour(&stderr) { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
+    let has_color = wants_color(stderr.is_terminal());
+    let (red, cyan, plain) = if has_color { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
     writeln!(stderr, "{red}error{plain}: {text}")?;
     if let Some(hint) = hint {
         writeln!(stderr, "\n{cyan}hint{plain}: {hint}")?;

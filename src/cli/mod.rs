@@ -9,6 +9,7 @@ mod settings;
 
 pub use failure::Failure;
 
+use candlewick::env::{log_filter, wants_color};
 use clap::{ArgAction, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -75,15 +76,10 @@ fn start_logging(verbose: u8, quiet: bool) {
         (_, 1) => "candlewick=debug,info",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = EnvFilter::new(log_filter().as_deref().unwrap_or(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Fails only where a subscriber is set already, which is as good.
-    let _ = log.without_time().with_target(false).with_ansi(has_colour(&std::io::stderr())).try_init();
-}
-
-/// Whether a stream is a terminal whose user has not asked for plain text.
-fn has_colour(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let _ = log.without_time().with_target(false).with_ansi(wants_color(std::io::stderr().is_terminal())).try_init();
 }
 
 /// Writes `text` to stdout.

@@ -1,6 +1,6 @@
 //! The arguments that make a configuration: files, `--set`, and flags for the common settings.
 
-use candlewick::config::{ConfigError, Layers, Override};
+use candlewick::config::{Layers, Override};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -103,12 +103,10 @@ pub struct Settings {
 
 impl Settings {
     /// The layers, with this process's environment between files and arguments.
-    pub fn layers(&self) -> Result<Layers, ConfigError> {
+    pub fn layers(&self) -> Layers {
         let mut layers = Layers::from_files(self.files.iter().cloned()).with_process_env();
-        for text in &self.set {
-            layers.overrides.push(Override::parse(text)?);
-        }
+        layers.overrides = self.set.iter().map(|text| Override::parse(text)).collect();
         layers.overrides.extend(self.flags.overrides());
-        Ok(layers)
+        layers
     }
 }

@@ -1,11 +1,12 @@
 //! Ranges of single values, and settings that do not fit together.
 //!
-//! Pure over the typed configuration: positions are attached by `layers.rs`. Nothing is read from disk here, and no
-//! value is changed; a setting that would have no effect is named rather than ignored.
+//! Pure over the typed configuration (but for [`missing_files`], which looks whether files exist): positions are
+//! attached by `layers.rs`. No value is changed; a setting that would have no effect is named rather than ignored.
 
 use super::diagnostic::{ConfigError, Diagnostic, Place};
 use super::kinds::Algorithm;
 use super::run_config::{Resume, RunConfig};
+use std::path::Path;
 
 /// One rule that is broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +74,9 @@ fn missing(config: &RunConfig) -> Vec<Problem> {
         found
             .push(Problem::new(&["train_file"], "`train_file` is not set").help("name a JSONL file with a row a line"));
     }
+    if config.eval_file.as_deref().is_some_and(|path| path.trim().is_empty()) {
+        found.push(Problem::new(&["eval_file"], "`eval_file` is empty").help("name a JSONL file, or leave it out"));
+    }
     if config.output_dir.as_os_str().is_empty() {
         found.push(Problem::new(&["output_dir"], "`output_dir` is empty").help("name a folder, or leave it out"));
     }
@@ -81,6 +85,24 @@ fn missing(config: &RunConfig) -> Vec<Problem> {
         found.push(Problem::new(&["resume"], "`resume` is empty").help(help));
     }
     found
+}
+
+/// Data files that are named but do not exist.
+pub(super) fn missing_files(config: &RunConfig) -> Vec<Problem> {
+    let named = [("train_file", Some(&config.train_file)), ("eval_file", config.eval_file.as_ref())];
+    let named = named.into_iter().filter_map(|(key, path)| Some((key, path.filter(|path| !path.trim().is_empty())?)));
+    named
+        .filter(|(_, path)| !Path::new(path).is_file())
+        .map(|(key, path)| {
+            let problem = Problem::new(&[key], format!("`{key}` names {path}, which is no file"));
+            match std::env::current_dir() {
+                Ok(folder) if Path::new(path).is_relative() => {
+                    problem.help(format!("paths are relative to the working directory, {}", folder.display()))
+                }
+                _ => problem,
+            }
+        })
+        .collect()
 }
 
 /// The numbers that a setting accepts.
@@ -269,13 +291,17 @@ const ONLY_GRPO: &[&str] = &[
 /// Settings that only SFT reads.
 const ONLY_SFT: &[&str] = &["completion_column", "completion_only_loss"];
 
-fn without_effect(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec<Problem> {
-    let name = config.algorithm.name();
-    let unused = match config.algorithm {
+/// Settings that this algorithm does not read.
+pub(super) fn unused(algorithm: Algorithm) -> &'static [&'static str] {
+    match algorithm {
         Algorithm::Grpo => ONLY_SFT,
         Algorithm::Sft => ONLY_GRPO,
-    };
-    let mut found: Vec<Problem> = unused
+    }
+}
+
+fn without_effect(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec<Problem> {
+    let name = config.algorithm.name();
+    let mut found: Vec<Problem> = unused(config.algorithm)
         .iter()
         .filter(|key| is_set(key))
         .map(|key| {

@@ -31,24 +31,11 @@ pub struct Override {
 }
 
 impl Override {
-    /// Reads `key=value`, the argument of `--set`.
-    ///
-    /// # Errors
-    /// The text as a diagnostic where it has no `=`.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let written = format!("--set {text}");
-        match text.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => {
-                Ok(Self { written, key: key.trim().to_owned(), value: value.trim().to_owned() })
-            }
-            _ => Err(ConfigError::Invalid {
-                diagnostics: vec![Diagnostic {
-                    message: "`--set` takes KEY=VALUE".to_owned(),
-                    place: Place::Given(written),
-                    help: vec!["as in `--set learning_rate=1e-6`".to_owned()],
-                }],
-            }),
-        }
+    /// Reads `key=value`, the argument of `--set`. A text without `=` is reported by [`Layers::resolve`].
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let (key, value) = text.split_once('=').unwrap_or_default();
+        Self { written: format!("--set {text}"), key: key.trim().to_owned(), value: value.trim().to_owned() }
     }
 }
 
@@ -61,6 +48,8 @@ pub struct Layers {
     pub env: Vec<(String, String)>,
     /// The command line; a later one wins over an earlier one.
     pub overrides: Vec<Override>,
+    /// Whether the data files that the settings name must exist: a run needs them, a look at the settings does not.
+    pub must_find_data: bool,
 }
 
 /// A configuration that can be used, with the source of each value.
@@ -143,7 +132,7 @@ impl Layers {
         for Override { written, key, value } in &self.overrides {
             reading.read_given(key, value, written);
         }
-        reading.finish()
+        reading.finish(self.must_find_data)
     }
 }
 
@@ -182,6 +171,14 @@ impl Reading {
     /// A value from outside a file: TOML where it reads as that and fits the setting, else a string.
     fn read_given(&mut self, key: &str, value: &str, written: &str) {
         let place = |_: &Range<usize>| Place::Given(written.to_owned());
+        if key.is_empty() {
+            self.diagnostics.push(Diagnostic {
+                message: "a setting is given as KEY=VALUE".to_owned(),
+                place: place(&(0..0)),
+                help: vec!["as in `--set learning_rate=1e-6`".to_owned()],
+            });
+            return;
+        }
         // `.5` is no number in TOML, but on a command line nobody means anything else.
         let number = value.parse::<f64>().ok().filter(|number| number.is_finite() && value.contains('.'));
         let readings =
@@ -224,7 +221,7 @@ impl Reading {
         self.layers.push(Layer { name: name.to_owned(), values });
     }
 
-    fn finish(self) -> Result<Resolved, ConfigError> {
+    fn finish(self, must_find_data: bool) -> Result<Resolved, ConfigError> {
         let Self { layers, places, mut diagnostics, is_incomplete } = self;
         let mut figment = Figment::from(Serialized::defaults(RunConfig::default()));
         for layer in layers {
@@ -245,10 +242,12 @@ impl Reading {
         let is_set = |key: &str| resolved.places.contains_key(key);
         // A key that only ever had a wrong value is still a default here: nothing follows from that.
         let is_known = |key: &str| is_set(key) || !(is_incomplete || diagnostics.iter().any(|d| d.names(key)));
-        let problems: Vec<_> = checks::problems(&resolved.config, &is_set)
-            .into_iter()
-            .filter(|problem| problem.keys.iter().all(|key| is_known(key)))
-            .collect();
+        let mut problems = checks::problems(&resolved.config, &is_set);
+        if must_find_data {
+            problems.extend(checks::missing_files(&resolved.config));
+        }
+        let problems: Vec<_> =
+            problems.into_iter().filter(|problem| problem.keys.iter().all(|key| is_known(key))).collect();
         diagnostics.extend(problems.into_iter().map(|problem| problem.at(|key| resolved.place(key).clone())));
         if diagnostics.is_empty() { Ok(resolved) } else { Err(ConfigError::Invalid { diagnostics }) }
     }

@@ -238,7 +238,7 @@ mod tests {
             ("learnin_rate", "learning_rate"),
             ("learing-rate", "learning_rate"),
             ("Beta", "beta"),
-            ("bate", "beta"),
+            ("beat", "beta"),
             ("max_step", "max_steps"),
             ("num_generation", "num_generations"),
         ] {

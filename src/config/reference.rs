@@ -4,6 +4,7 @@
 //! equal to this by a test.
 
 use super::names::{FOREIGN, Field, REWARD_FIELDS, RUN_FIELDS};
+use crate::env::VARIABLES;
 use std::fmt::Write as _;
 
 /// The page in Markdown.
@@ -39,6 +40,14 @@ pub fn reference_page() -> String {
     for foreign in FOREIGN {
         let ours = if foreign.ours.is_empty() { String::new() } else { format!("`{}`", foreign.ours) };
         let _ = writeln!(page, "| `{}` | {ours} | {} |", foreign.name, cell(foreign.note));
+    }
+    page.push_str(
+        "\n## Environment\n\n\
+         Besides `CANDLEWICK_...`, these variables that other tools share are read:\n\n\
+         | variable | meaning |\n|---|---|\n",
+    );
+    for (name, meaning) in VARIABLES {
+        let _ = writeln!(page, "| `{name}` | {} |", cell(meaning));
     }
     page
 }

@@ -1,5 +1,6 @@
 //! A configuration as text: TOML that reads back to the same values, with the source of each one beside it.
 
+use super::checks::unused;
 use super::layers::Resolved;
 use super::names::RUN_FIELDS;
 use super::run_config::RunConfig;
@@ -7,12 +8,13 @@ use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
 impl RunConfig {
-    /// The settings as a TOML file that reads back to the same values. Settings without a value are left out.
+    /// The settings as a TOML file that reads back to the same values. Left out are those without a value, and those
+    /// that the algorithm does not read (to set them is an error).
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         for (key, value) in settings(self) {
-            if !value.is_null() {
+            if !value.is_null() && !unused(self.algorithm).contains(&key.as_str()) {
                 let _ = writeln!(text, "{key} = {}", toml_value(&value));
             }
         }
@@ -21,7 +23,7 @@ impl RunConfig {
 }
 
 impl Resolved {
-    /// As [`RunConfig::to_toml`], with the source of each value as a comment.
+    /// As [`RunConfig::to_toml`], with the source of each value as a comment; what is left out there is a comment here.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
@@ -40,6 +42,9 @@ impl Resolved {
                     format!("# epsilon_high = {}  # default: epsilon", self.config.epsilon)
                 }
                 (Value::Null, _) => format!("# {key}  # not set"),
+                (value, key) if unused(self.config.algorithm).contains(&key) => {
+                    format!("# {key} = {}  # not used by {}", toml_value(value), self.config.algorithm.name())
+                }
                 (value, _) => format!("{key} = {}  # {}", toml_value(value), one_line(&self.place(&key).to_string())),
             };
             text.push_str(&line);

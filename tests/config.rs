@@ -1,0 +1,240 @@
+//! Wrong configurations and the messages they give; right ones and what comes of them.
+
+use candlewick::config::{Algorithm, Layers, Override, Place, RunConfig, reference_page};
+use candlewick::error::{Diagnose, Exit};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Layers over one file with this text. The folder lives as long as the test needs the file.
+fn layers(text: &str) -> (tempfile::TempDir, Layers) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.toml");
+    std::fs::write(&path, text).unwrap();
+    let layers = Layers::from_files([path]);
+    (folder, layers)
+}
+
+/// The message of a configuration that must not resolve, with the file called `run.toml`.
+fn message(folder: &Path, layers: &Layers) -> String {
+    let error = layers.resolve().expect_err("this configuration is wrong");
+    assert_eq!(error.exit(), Exit::Usage);
+    assert!(error.hint().is_some());
+    error.to_string().replace(&format!("{}/", folder.display()), "")
+}
+
+const COMPLETE: &str = "model = \"m\"\ntrain_file = \"t.jsonl\"\n";
+
+/// Each case: its name, and the file beside the two settings that are always needed.
+const WRONG: &[(&str, &str)] = &[
+    ("unknown_key", "learnig_rate = 1e-6\n"),
+    ("unknown_key_like_nothing", "xyzzy = 1\n"),
+    ("foreign_name", "kl_coeff = 0.1\n"),
+    (
+        "foreign_names",
+        "group_size = 4\nnum_generations_per_prompt = 4\nclip_range = 0.2\nmax_new_tokens = 8\n\
+      num_train_steps = 9\neval_every = 1\nsave_every = 1\nnum_epochs = 1\nbatch_size = 4\nuse_wandb = true\n\
+      wandb_project = \"p\"\nwandb_run_name = \"r\"\nlr = 1\nresume_from_checkpoint = true\n\
+      per_device_train_batch_size = 8\noptim = \"adamw\"\nwarmup_ratio = 0.1\n",
+    ),
+    ("section", "[grpo]\nbeta = 0.1\n"),
+    ("wrong_type_number", "learning_rate = \"fast\"\n"),
+    ("wrong_type_whole_number", "num_generations = -3\nmax_steps = 1e3\nsave_steps = 2.5\n"),
+    ("wrong_type_bool", "shuffle = \"yes\"\n"),
+    ("wrong_type_string", "output_dir = 3\n"),
+    ("wrong_type_list", "stop = \"a\"\n"),
+    ("wrong_type_in_list", "stop = [\"a\", 3]\n"),
+    ("wrong_type_table", "chat_template_kwargs = 3\n"),
+    ("wrong_word", "loss_type = \"dapoo\"\nalgorithm = \"ppo\"\ndtype = 16\n"),
+    ("several_lines", "system_prompt = \"\"\"\na\n\"\"\"\nstop = '''\nx'''\n"),
+    ("reward_is_no_list", "[rewards]\nname = \"last_integer\"\n"),
+    ("reward_keys", "[[rewards]]\nname = \"a\"\nweigth = 1\nweight = \"x\"\n\n[[rewards]]\nnmae = \"b\"\n"),
+    ("reward_values", "[[rewards]]\nweight = nan\ncorrect_reward = inf\n"),
+    ("reward_weights", "[[rewards]]\nweight = 0\n"),
+    ("no_rewards", "rewards = []\n"),
+    ("syntax_unclosed", "stop = [\"a\"\nseed = 3\n"),
+    ("syntax_yaml", "beta: 0.1\nseed: 3\nshuffle = true\n"),
+    ("syntax_python", "shuffle = True\neval_file = None\nbeta = .5\ndevice = cpu\n"),
+    ("syntax_duplicate", "seed = 1\nseed = 2\n"),
+    ("syntax_string", "run_name = \"abc\nseed = 2\n"),
+    (
+        "range_zero",
+        "num_generations = 0\nmax_completion_length = 0\nprompts_per_step = 0\nmax_steps = 0\n\
+      logging_steps = 0\nthreads = 0\nnum_iterations = 0\n",
+    ),
+    (
+        "range_float",
+        "temperature = 0\ntop_p = 1.5\nmin_p = -0.1\nbeta = -1\nepsilon = 1\ngamma = 0\n\
+      learning_rate = -1e-6\nadam_beta1 = 1.0\nmax_grad_norm = 0\nnum_train_epochs = 0.0\n",
+    ),
+    ("not_finite", "learning_rate = nan\nbeta = inf\nweight_decay = -inf\n"),
+    ("group_of_one", "num_generations = 1\n"),
+    ("clip_bounds", "epsilon = 0.3\nepsilon_high = 0.2\ndelta = 1.1\n"),
+    ("warmup", "warmup_steps = 100\nmax_steps = 50\n"),
+    ("warmup_fraction", "warmup_steps = 2.5\n"),
+    ("eval_without_file", "eval_steps = 10\neval_max_rows = 5\n"),
+    ("tracker", "report_to = [\"wandb\", \"none\", \"tensorboard\"]\n"),
+    ("no_effect_sft", "algorithm = \"sft\"\nbeta = 0.1\nnum_generations = 1\n"),
+    ("no_effect_grpo", "completion_only_loss = false\n"),
+    ("resume_is_a_config", "resume = \"configs/a.toml\"\n"),
+    (
+        "several_at_once",
+        "kl_coeff = 0.1\nlearning_rate = \"fast\"\ntop_p = 1.5\nepsilon_high = 0.1\nloss_type = \"dap\"\n",
+    ),
+];
+
+#[test]
+fn each_wrong_file_gives_its_message() {
+    let mut all = String::new();
+    for (name, text) in WRONG {
+        let (folder, layers) = layers(&format!("{COMPLETE}{text}"));
+        all.push_str(&format!("======== {name}\n{}\n\n", message(folder.path(), &layers)));
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn wrong_values_from_elsewhere_give_their_source() {
+    let (folder, mut layers) = layers("top_p = 2\nresume = \"auto\"\n");
+    layers.files.push(folder.path().join("nowhere.toml"));
+    layers.files.push(folder.path().to_owned());
+    std::fs::write(folder.path().join("latin1.toml"), b"run_name = \"\xe9\"").unwrap();
+    layers.files.push(folder.path().join("latin1.toml"));
+    layers.env =
+        [("CANDLEWICK_BETA", "-1"), ("CANDLEWICK_SEDE", "3"), ("CANDLEWICK_SEED", "x"), ("CANDLEWICK_MODEL", "")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+    layers.overrides =
+        ["lr=1e-6", "epsilon", "=3", "temperature=hot", "a b=1", "seed = 1\nbeta = 2", "rewards.0.weight=2"]
+            .map(Override::parse)
+            .into();
+    let folder_name = folder.path().file_name().unwrap().to_string_lossy().into_owned();
+    let text = message(folder.path(), &layers).replace(&folder.path().display().to_string(), "FOLDER");
+    insta::assert_snapshot!(text.replace(&folder_name, "FOLDER"));
+}
+
+#[test]
+fn nothing_set_is_an_error_that_names_what_is_needed() {
+    insta::assert_snapshot!(message(Path::new("/nowhere"), &Layers::default()));
+}
+
+#[test]
+fn data_files_must_exist_where_a_run_needs_them() {
+    let (folder, mut layers) =
+        layers("model = \"m\"\ntrain_file = \"/nowhere/t.jsonl\"\neval_file = \"/nowhere/e.jsonl\"\n");
+    layers.resolve().unwrap();
+    layers.must_find_data = true;
+    insta::assert_snapshot!(message(folder.path(), &layers));
+}
+
+#[test]
+fn control_characters_do_not_reach_the_terminal() {
+    let (folder, mut layers) = layers("\"\\u001b[31m\" = 1\n");
+    layers.env = vec![("CANDLEWICK_X".to_owned(), "\u{1b}[2J".to_owned())];
+    let text = message(folder.path(), &layers);
+    assert!(text.chars().all(|c| !c.is_control() || c == '\n'), "{text:?}");
+}
+
+#[test]
+fn later_layers_win_and_every_value_knows_its_source() {
+    let (folder, mut layers) = layers(&format!("{COMPLETE}beta = 0.1\ntemperature = 0.5\ngamma = 0.5\nseed = 1\n"));
+    let second = folder.path().join("second.toml");
+    std::fs::write(&second, "\ntemperature = 0.6\ngamma = 0.6\nseed = 2\nchat_template_kwargs = { a = 1 }\n").unwrap();
+    layers.files.push(second.clone());
+    layers.env =
+        [("CANDLEWICK_GAMMA", "7e-1"), ("CANDLEWICK_SEED", "18446744073709551615"), ("CANDLEWICK_RUN_NAME", "42")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+    layers.overrides =
+        ["gamma=.8", "chat_template_kwargs.b=false", "stop=[\"x\", 'y']", "eval_file=a=b"].map(Override::parse).into();
+    let resolved = layers.resolve().unwrap();
+
+    let expected = RunConfig {
+        model: "m".into(),
+        train_file: "t.jsonl".into(),
+        beta: 0.1,
+        temperature: 0.6,
+        gamma: 0.8,
+        seed: u64::MAX,
+        run_name: Some("42".into()),
+        stop: vec!["x".into(), "y".into()],
+        eval_file: Some("a=b".into()),
+        chat_template_kwargs: [("a".to_owned(), 1.into()), ("b".to_owned(), false.into())].into_iter().collect(),
+        ..RunConfig::default()
+    };
+    assert_eq!(resolved.config, expected);
+    for (key, source) in [
+        ("beta", format!("{}:3", layers.files[0].display())),
+        ("temperature", format!("{}:2", second.display())),
+        ("seed", "environment variable CANDLEWICK_SEED=18446744073709551615".to_owned()),
+        ("gamma", "--set gamma=.8".to_owned()),
+        ("top_p", "default".to_owned()),
+    ] {
+        assert_eq!(resolved.place(key).to_string(), source);
+        assert_eq!(resolved.to_json()[key]["source"], source);
+    }
+    assert_eq!(*resolved.place("top_p"), Place::Default);
+}
+
+#[test]
+fn what_is_shown_reads_back_to_the_same_settings() {
+    let tricky = "a \"quoted\" \\ line\n'''and\u{7f} another";
+    let config = RunConfig {
+        model: "m".into(),
+        train_file: "t".into(),
+        seed: u64::MAX,
+        system_prompt: Some(tricky.into()),
+        stop: vec![tricky.into(), String::new()],
+        learning_rate: Some(3.3e-7),
+        chat_template_kwargs: serde_json::json!({"a b": {"c": [1, 2.5, "x"]}, "t": true}).as_object().unwrap().clone(),
+        ..RunConfig::default()
+    };
+    let sft = RunConfig { algorithm: Algorithm::Sft, completion_only_loss: false, ..config.clone() };
+    for config in [config, sft] {
+        let (_folder, written) = layers(&config.to_toml());
+        let resolved = written.resolve().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(resolved.config, config);
+        let (_folder, shown) = layers(&resolved.to_toml());
+        let shown = shown.resolve().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(shown.config, config);
+    }
+}
+
+#[test]
+fn errors_are_found_within_50_ms() {
+    let mut text = String::from(COMPLETE);
+    for (_, wrong) in WRONG.iter().filter(|(name, _)| !name.starts_with("syntax") && !name.starts_with("reward")) {
+        text.push_str(wrong);
+    }
+    // Keys occur more than once now, which makes syntax errors as well.
+    let (_folder, layers) = layers(&text);
+    let fastest = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            layers.resolve().unwrap_err();
+            start.elapsed()
+        })
+        .min();
+    assert!(fastest < Some(Duration::from_millis(50)), "{fastest:?}");
+}
+
+#[test]
+fn every_recipe_of_the_repository_loads() {
+    let recipes: Vec<PathBuf> = std::fs::read_dir("configs")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    assert!(recipes.len() >= 4);
+    for path in recipes {
+        if let Err(error) = Layers::from_files([&path]).resolve() {
+            panic!("{error}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_page_is_up_to_date() {
+    let page = std::fs::read_to_string("configs/REFERENCE.md").unwrap_or_default();
+    let hint = "run `cargo run --release -- config reference > configs/REFERENCE.md`";
+    assert!(page == reference_page(), "configs/REFERENCE.md is not what the comments say: {hint}");
+}
