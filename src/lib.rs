@@ -17,6 +17,7 @@ pub mod ops;
 pub mod optim;
 pub mod reward;
 pub mod rng;
+pub mod rollout;
 pub mod telemetry;
 pub mod text;
 pub mod trainer;

@@ -6,7 +6,7 @@ use super::Weight;
 use super::embedding::{gather_rows, scatter_add_rows, zeros};
 use super::math::{exp, logsumexp_entropy, vectorized};
 use super::matmul::{Form, matmul_into};
-use super::storage::{MatMut, update};
+use super::storage::update;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -46,16 +46,29 @@ pub fn logits(hidden: &Tensor, weight: &Weight) -> Result<Tensor> {
     Ok(z)
 }
 
-/// Log-prob of `target` and entropy of a row of logits, which is divided by `temperature` in place.
+/// Divides a row of logits by `temperature` in place; returns its logsumexp and entropy, in nats.
 ///
 /// Both the sampler and the trainer go through here, so that their log-probs are equal to the bit.
 #[must_use]
-pub fn score_row(z: &mut [f32], target: usize, temperature: f32) -> (f32, f32) {
+pub fn scale_row(z: &mut [f32], temperature: f32) -> (f32, f32) {
     vectorized(|| {
         z.iter_mut().for_each(|z| *z /= temperature);
-        let (lse, entropy) = logsumexp_entropy(z);
-        (z[target] - lse, entropy)
+        logsumexp_entropy(z)
     })
+}
+
+/// Runs `f(row, values)` on every row of `x` in parallel; `x` may be used as scratch.
+///
+/// # Errors
+/// Fails for tensors that are not f32 on the CPU.
+pub fn map_rows<R: Send>(x: &Tensor, f: impl Fn(usize, &mut [f32]) -> R + Sync) -> Result<Vec<R>> {
+    let results = std::cell::RefCell::new(Vec::new());
+    update(x, |x| {
+        let cols = x.cols;
+        *results.borrow_mut() = x.data.par_chunks_mut(cols.max(1)).enumerate().map(|(row, x)| f(row, x)).collect();
+        Ok(())
+    })?;
+    Ok(results.into_inner())
 }
 
 /// Log-prob and entropy of every prediction.
@@ -69,18 +82,11 @@ pub fn token_logprobs(hidden: &Tensor, weight: &Weight, predictions: Predictions
     let mut result = TokenLogprobs::default();
     for tile in tiles(weight, predictions)? {
         let z = logits(&gather_rows(hidden, tile.rows)?, weight)?;
-        let scores = std::sync::Mutex::new(Vec::new());
-        update(&z, |z| {
-            let scored: Vec<(f32, f32)> = z
-                .data
-                .par_chunks_mut(z.cols)
-                .zip(tile.targets)
-                .map(|(z, target)| score_row(z, *target as usize, tile.temperature))
-                .collect();
-            *scores.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = scored;
-            Ok(())
+        let scored = map_rows(&z, |row, z| {
+            let (lse, entropy) = scale_row(z, tile.temperature);
+            (z[tile.targets[row] as usize] - lse, entropy)
         })?;
-        for (logprob, entropy) in scores.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        for (logprob, entropy) in scored {
             result.logprobs.push(logprob);
             result.entropies.push(entropy);
         }
@@ -119,12 +125,9 @@ pub fn token_logprobs_backward(
         let grad_h = grads.entropies.map(|g| &g[range]);
         let h = gather_rows(hidden, tile.rows)?;
         let z = logits(&h, weight)?;
-        update(&z, |z: MatMut<'_>| {
-            z.data.par_chunks_mut(z.cols).enumerate().for_each(|(i, z)| {
-                let grad_h = grad_h.map_or(0.0, |g| g[i]);
-                logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h);
-            });
-            Ok(())
+        map_rows(&z, |i, z| {
+            let grad_h = grad_h.map_or(0.0, |g| g[i]);
+            logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h);
         })?;
         let dh = zeros(h.dim(0)?, h.dim(1)?, &h)?;
         matmul_into(&dh, &z, weight.value(), Form::Nn, false)?;
@@ -138,8 +141,7 @@ pub fn token_logprobs_backward(
 
 /// Replaces a row of undivided logits by the gradient with respect to them.
 fn logits_gradient(z: &mut [f32], target: usize, temperature: f32, grad_l: f32, grad_h: f32) {
-    let (logprob, entropy) = score_row(z, target, temperature);
-    let lse = z[target] - logprob;
+    let (lse, entropy) = scale_row(z, temperature);
     vectorized(|| {
         for z in z.iter_mut() {
             let log_p = *z - lse;

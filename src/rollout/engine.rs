@@ -1,0 +1,337 @@
+//! Continuous batching: each prompt is run once, its completions decode in slots, a finished one makes room.
+//!
+//! The cache is a set of rows: a block for each prompt in flight, shared by its completions, and a block for each
+//! slot. A completion's last token is never run, so a rollout runs exactly the prompts' tokens plus the completions'
+//! tokens minus one a completion.
+
+use super::sampler::{SamplingConfig, sample_token};
+use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
+use crate::model::{Decoder, KvCache};
+use crate::ops::attention::Context;
+use crate::ops::embedding::gather_rows;
+use crate::ops::head::{logits, map_rows};
+use crate::rng::{self, Stream};
+use crate::text::{FinishReason, StopRules, StopState, Tokenizer};
+use candle_core::Tensor;
+use std::collections::VecDeque;
+
+/// Bytes that the cache may take when the number of slots is left to the engine.
+const AUTO_CACHE_BYTES: usize = 2 << 30;
+/// Tokens of prompts that are run together.
+const PREFILL_TOKENS: usize = 4096;
+
+/// Samples completions from a model.
+#[derive(Debug)]
+pub struct Engine<'a> {
+    pub decoder: &'a Decoder,
+    pub tokenizer: &'a Tokenizer,
+    pub sampling: SamplingConfig,
+    pub stop: &'a StopRules,
+    /// Completions that decode together; 0: all of them, within a bound on the cache.
+    pub slots: usize,
+    pub seed: u64,
+    /// Optimizer steps done when the rollout is made; 0 outside training.
+    pub step: u64,
+}
+
+/// What a rollout took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RolloutStats {
+    /// Tokens that went through the model.
+    pub tokens_forwarded: usize,
+    /// Tokens that were sampled.
+    pub tokens_sampled: usize,
+}
+
+/// How far a rollout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RolloutProgress {
+    pub completions_done: usize,
+    pub completions: usize,
+    pub tokens_sampled: usize,
+}
+
+/// A token as it is sampled: completion `completion` of request `request`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampled {
+    pub request: usize,
+    pub completion: usize,
+    pub id: u32,
+    pub logprob: f32,
+}
+
+/// What the engine tells while it runs.
+pub trait Observer {
+    /// A token was sampled.
+    fn token(&mut self, _sampled: Sampled) {}
+    /// All slots have moved on by a token.
+    fn progress(&mut self, _progress: RolloutProgress) {}
+}
+
+/// An observer that looks away.
+impl Observer for () {}
+
+/// A prompt whose keys and values are in the cache.
+struct Prefilled {
+    block: usize,
+    /// Logits come from the last token's hidden state: `[1, D]`.
+    last_hidden: Tensor,
+    unfinished: usize,
+}
+
+/// A completion that has a slot.
+struct Active {
+    request: usize,
+    completion: usize,
+    slot: usize,
+    limit: usize,
+    stop: StopState,
+    ids: Vec<u32>,
+    logprobs: Vec<f32>,
+    finish: Option<FinishReason>,
+}
+
+/// The state of one call of [`Engine::run`].
+struct Run<'a, 'e> {
+    engine: &'e Engine<'a>,
+    requests: &'e [RolloutRequest],
+    cache: KvCache,
+    /// Cache rows of a prompt block and of a completion block.
+    prompt_rows: usize,
+    completion_rows: usize,
+    prompt_blocks: usize,
+    free_blocks: Vec<usize>,
+    free_slots: Vec<usize>,
+    prefilled: Vec<Option<Prefilled>>,
+    waiting: VecDeque<(usize, usize)>,
+    done: Vec<Vec<Option<Completion>>>,
+    stats: RolloutStats,
+}
+
+impl Engine<'_> {
+    /// Samples the completions of every request.
+    ///
+    /// # Errors
+    /// Fails for a prompt that is empty, too long for the model's context or made of unknown tokens, and where the
+    /// model's output is not finite.
+    pub fn run(
+        &self,
+        requests: &[RolloutRequest],
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<RolloutGroup>, RolloutStats), RolloutError> {
+        self.check(requests)?;
+        let mut run = Run::new(self, requests)?;
+        let mut active: Vec<Active> = Vec::new();
+        let total = requests.iter().map(|r| r.num_generations).sum();
+        let mut completions_done = 0;
+        while !(active.is_empty() && run.waiting.is_empty()) {
+            // Completions that got a slot take their first token from the prompt's last hidden state; the others run
+            // the token they sampled last.
+            let moving = active.len();
+            run.fill_slots(&mut active)?;
+            let hidden = run.next_hidden(&active, moving)?;
+            run.sample(&mut active, &hidden, observer)?;
+            let (finished, going): (Vec<_>, Vec<_>) = active.into_iter().partition(|a| a.finish.is_some());
+            active = going;
+            completions_done += finished.len();
+            finished.into_iter().for_each(|a| run.finish(a));
+            let tokens_sampled = run.stats.tokens_sampled;
+            observer.progress(RolloutProgress { completions_done, completions: total, tokens_sampled });
+        }
+        let stats = run.stats;
+        let groups = run.done.into_iter().zip(requests).map(|(completions, request)| RolloutGroup {
+            prompt_ids: request.prompt_ids.clone(),
+            completions: completions.into_iter().flatten().collect(),
+        });
+        Ok((groups.collect(), stats))
+    }
+
+    fn check(&self, requests: &[RolloutRequest]) -> Result<(), RolloutError> {
+        let config = self.decoder.config();
+        for request in requests {
+            let (prompt, tokens) = (request.prompt, request.prompt_ids.len());
+            if tokens == 0 {
+                return Err(RolloutError::EmptyPrompt { prompt });
+            }
+            if tokens >= config.max_position_embeddings {
+                return Err(RolloutError::PromptTooLong { prompt, tokens, context: config.max_position_embeddings });
+            }
+            if let Some(id) = request.prompt_ids.iter().find(|id| **id as usize >= config.vocab_size) {
+                return Err(RolloutError::UnknownToken { prompt, id: *id, vocab_size: config.vocab_size });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a, 'e> Run<'a, 'e> {
+    fn new(engine: &'e Engine<'a>, requests: &'e [RolloutRequest]) -> Result<Self, RolloutError> {
+        let config = engine.decoder.config();
+        let total: usize = requests.iter().map(|r| r.num_generations).sum();
+        let prompt_rows = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
+        // The last token of a completion is never run.
+        let completion_rows = engine.stop.max_completion_length.min(config.max_position_embeddings).saturating_sub(1);
+        let bytes = KvCache::bytes(config, prompt_rows + completion_rows).max(1);
+        let slots = if engine.slots == 0 { (AUTO_CACHE_BYTES / bytes).max(1) } else { engine.slots }.min(total);
+        let prompt_blocks = slots.min(requests.len());
+        let waiting = requests.iter().enumerate().flat_map(|(r, q)| (0..q.num_generations).map(move |c| (r, c)));
+        Ok(Self {
+            engine,
+            requests,
+            cache: engine.decoder.new_cache(prompt_blocks * prompt_rows + slots * completion_rows)?,
+            prompt_rows,
+            completion_rows,
+            prompt_blocks,
+            free_blocks: (0..prompt_blocks).rev().collect(),
+            free_slots: (0..slots).rev().collect(),
+            prefilled: requests.iter().map(|_| None).collect(),
+            waiting: waiting.collect(),
+            done: requests.iter().map(|q| vec![None; q.num_generations]).collect(),
+            stats: RolloutStats::default(),
+        })
+    }
+
+    /// Gives free slots to waiting completions and runs the prompts that are seen for the first time.
+    fn fill_slots(&mut self, active: &mut Vec<Active>) -> Result<(), RolloutError> {
+        let mut fresh = Vec::new();
+        while let (Some((request, completion)), true) = (self.waiting.front().copied(), !self.free_slots.is_empty()) {
+            let known = self.prefilled[request].is_some() || fresh.contains(&request);
+            if !known {
+                // There are as many blocks as slots, and each prompt in flight has at least one slot.
+                if fresh.len() == self.free_blocks.len() {
+                    break;
+                }
+                fresh.push(request);
+            }
+            self.waiting.pop_front();
+            let Some(slot) = self.free_slots.pop() else { break };
+            let context = self.engine.decoder.config().max_position_embeddings;
+            let room = context - self.requests[request].prompt_ids.len();
+            active.push(Active {
+                request,
+                completion,
+                slot,
+                limit: self.engine.stop.max_completion_length.min(room),
+                stop: self.engine.stop.start(self.engine.tokenizer),
+                ids: Vec::new(),
+                logprobs: Vec::new(),
+                finish: None,
+            });
+        }
+        let mut start = 0;
+        while start < fresh.len() {
+            let mut end = start + 1;
+            let mut tokens = self.requests[fresh[start]].prompt_ids.len();
+            while end < fresh.len() && tokens + self.requests[fresh[end]].prompt_ids.len() <= PREFILL_TOKENS {
+                tokens += self.requests[fresh[end]].prompt_ids.len();
+                end += 1;
+            }
+            self.prefill(&fresh[start..end])?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self, requests: &[usize]) -> Result<(), RolloutError> {
+        let (mut ids, mut positions, mut rows, mut contexts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut lasts = Vec::new();
+        for request in requests {
+            let prompt = &self.requests[*request].prompt_ids;
+            let Some(block) = self.free_blocks.pop() else { break };
+            let base = block * self.prompt_rows;
+            for position in 0..prompt.len() {
+                positions.push(position as u32);
+                rows.push((base + position) as u32);
+                contexts.push(Context { prefix: 0..0, own: base..base + position + 1 });
+            }
+            ids.extend_from_slice(prompt);
+            lasts.push((*request, block, ids.len() as u32 - 1));
+        }
+        let hidden = self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?;
+        self.stats.tokens_forwarded += ids.len();
+        for (request, block, last) in lasts {
+            let last_hidden = gather_rows(&hidden, &[last])?;
+            let unfinished = self.requests[request].num_generations;
+            self.prefilled[request] = Some(Prefilled { block, last_hidden, unfinished });
+        }
+        Ok(())
+    }
+
+    /// The hidden state that each active completion's next token is drawn from, `[A, D]`: the first `moving` run their
+    /// last token, the others have just got their slot.
+    fn next_hidden(&mut self, active: &[Active], moving: usize) -> Result<Tensor, RolloutError> {
+        let mut parts = Vec::new();
+        if moving > 0 {
+            let (mut ids, mut positions, mut rows, mut contexts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            for a in &active[..moving] {
+                let (Some(prompt), Some(id)) = (&self.prefilled[a.request], a.ids.last()) else { continue };
+                let prompt_len = self.requests[a.request].prompt_ids.len();
+                let (prefix, own) = (prompt.block * self.prompt_rows, self.slot_row(a.slot));
+                ids.push(*id);
+                positions.push((prompt_len + a.ids.len() - 1) as u32);
+                rows.push((own + a.ids.len() - 1) as u32);
+                contexts.push(Context { prefix: prefix..prefix + prompt_len, own: own..own + a.ids.len() });
+            }
+            parts.push(self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?);
+            self.stats.tokens_forwarded += ids.len();
+        }
+        let starting = active[moving..].iter().filter_map(|a| self.prefilled[a.request].as_ref());
+        parts.extend(starting.map(|p| p.last_hidden.clone()));
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    fn slot_row(&self, slot: usize) -> usize {
+        self.prompt_blocks * self.prompt_rows + slot * self.completion_rows
+    }
+
+    /// Draws the next token of every active completion.
+    fn sample(
+        &mut self,
+        active: &mut [Active],
+        hidden: &Tensor,
+        observer: &mut dyn Observer,
+    ) -> Result<(), RolloutError> {
+        let (engine, requests) = (self.engine, self.requests);
+        let z = logits(hidden, engine.decoder.head())?;
+        let waiting: &[Active] = active;
+        let drawn = map_rows(&z, |row, z| {
+            let a = &waiting[row];
+            let request = &requests[a.request];
+            let completion = request.first_completion + a.completion as u64;
+            let at = [engine.step, request.prompt, completion, a.ids.len() as u64];
+            let draw = rng::uniform(engine.seed, Stream::Sampling, at);
+            let seen: Vec<u32> = match engine.sampling.has_penalty() {
+                true => request.prompt_ids.iter().chain(&a.ids).copied().collect(),
+                false => Vec::new(),
+            };
+            sample_token(z, &engine.sampling, &seen, draw)
+        })?;
+        for (a, drawn) in active.iter_mut().zip(drawn) {
+            let Some((id, logprob)) = drawn else {
+                return Err(RolloutError::NonFinite { prompt: requests[a.request].prompt });
+            };
+            a.ids.push(id);
+            a.logprobs.push(logprob);
+            let reason = a.stop.push(engine.stop, id)?;
+            a.finish = reason.or((a.ids.len() >= a.limit).then_some(FinishReason::Length));
+            observer.token(Sampled { request: a.request, completion: a.completion, id, logprob });
+        }
+        self.stats.tokens_sampled += active.len();
+        Ok(())
+    }
+
+    /// Puts a finished completion aside and frees its slot, and its prompt's block after the last of the group.
+    fn finish(&mut self, a: Active) {
+        self.free_slots.push(a.slot);
+        if let Some(prompt) = &mut self.prefilled[a.request] {
+            prompt.unfinished -= 1;
+            if prompt.unfinished == 0 {
+                self.free_blocks.push(prompt.block);
+                self.prefilled[a.request] = None;
+            }
+        }
+        let finish_reason = a.finish.unwrap_or(FinishReason::Length);
+        self.done[a.request][a.completion] =
+            Some(Completion { ids: a.ids, sampling_logprobs: a.logprobs, finish_reason });
+    }
+}
