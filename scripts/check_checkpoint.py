@@ -4,7 +4,7 @@
 
 MODEL_FOLDER is a checkpoint or output folder; STORED_JSON holds what candlewick computed from it:
 
-    cargo run --release --example dump_outputs -- MODEL_FOLDER > STORED_JSON
+    cargo run --release --example dump_outputs -- MODEL_FOLDER DATA.jsonl > STORED_JSON
 
     {"prompts": [str], "token_ids": [[int]], "logits_last": [[float]], "greedy_text": [str], "max_new_tokens": int}
 

@@ -6,9 +6,10 @@ Checked: config.json names an architecture and a vocabulary; the weight files (o
 exactly the tensors that they announce, of floating type, all finite, with the `format: pt` mark that transformers
 asks for; the embedding is as large as the configuration says; tokenizer.json loads and its ids fit the embedding.
 
-With STORED_JSON, written by `cargo run --release --example dump_outputs -- MODEL_FOLDER`, also: the tokenizer gives
-the stored `token_ids` for the stored `prompts` and the stored `greedy_text` for the stored `greedy_ids`, and each
-tensor has the stored `shape`, `sum` and `sum_squares` (the last two in float64, within 1e-9 of their size).
+With STORED_JSON, written by `cargo run --release --example dump_outputs -- MODEL_FOLDER DATA.jsonl`, also: the
+tokenizer gives the stored `token_ids` for the stored `prompts` and the stored `greedy_text` for the stored
+`greedy_ids`, and each tensor has the stored `shape`, `sum` and `sum_squares` (the last two in float64, within 1e-9 of
+their size).
 
 Made for tokenizers 0.23.3 and safetensors 0.8.0. Exit code 0 when everything agrees, 1 otherwise.
 """

@@ -1,0 +1,107 @@
+//! Writes what candlewick computes from a model folder, for `scripts/check_checkpoint.py` and `scripts/check_folder.py`
+//! to compare with what the Hugging Face packages compute from the same folder.
+//!
+//!     cargo run --release --example dump_outputs -- MODEL_FOLDER DATA.jsonl [NUM_PROMPTS] > stored.json
+//!
+//! The prompts are the first `NUM_PROMPTS` (20) rows of the data file, read as plain text. Each is prefilled and
+//! decoded greedily through the key-value cache, one token at a time, up to 32 tokens or an EOS.
+
+use std::error::Error;
+use std::io::Write;
+use std::path::Path;
+
+use candle_core::Device;
+use candlewick::data::{JsonlConfig, load_jsonl};
+use candlewick::model::{Decoder, LoadedTensor, ModelConfig, Params, load_weights};
+use candlewick::ops::attention::Context;
+use candlewick::ops::head::logits;
+use candlewick::text::{Prompt, PromptRenderer, Tokenizer, eos_set};
+use serde_json::{Map, Value, json};
+
+const MAX_NEW_TOKENS: usize = 32;
+
+/// Shape and sums of every tensor, in f64.
+fn summarize(tensors: &[LoadedTensor]) -> Map<String, Value> {
+    let sum = |tensor: &LoadedTensor, power: i32| tensor.data.iter().map(|x| f64::from(*x).powi(power)).sum::<f64>();
+    tensors
+        .iter()
+        .map(|tensor| {
+            let numbers = json!({"shape": tensor.shape, "sum": sum(tensor, 1), "sum_squares": sum(tensor, 2)});
+            (tensor.name.clone(), numbers)
+        })
+        .collect()
+}
+
+/// The index of the largest logit; the first of equals, as transformers takes it.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// The logits after the prompt's last token, and the greedy completion.
+fn complete(model: &Decoder, prompt: &[u32], eos_ids: &[u32]) -> candle_core::Result<(Vec<f32>, Vec<u32>)> {
+    let mut cache = model.new_cache(prompt.len() + MAX_NEW_TOKENS)?;
+    let mut new_ids = prompt.to_vec();
+    let mut completion = Vec::new();
+    let mut first_logits = Vec::new();
+    let mut position = 0;
+    while completion.len() < MAX_NEW_TOKENS {
+        let end = position + new_ids.len();
+        // Token i of the sequence lives in row i of the cache and sees the rows up to its own.
+        let rows: Vec<u32> = (position as u32..end as u32).collect();
+        let contexts: Vec<Context> = (position..end).map(|row| Context { prefix: 0..0, own: 0..row + 1 }).collect();
+        let hidden = model.forward_cached(&new_ids, &rows, &mut cache, &rows, &contexts)?; // [n, D]
+        let last = hidden.narrow(0, new_ids.len() - 1, 1)?.contiguous()?; // [1, D]
+        let row = logits(&last, model.head())?.flatten_all()?.to_vec1::<f32>()?; // [V]
+        let id = argmax(&row);
+        if first_logits.is_empty() {
+            first_logits = row;
+        }
+        completion.push(id);
+        if eos_ids.contains(&id) {
+            break;
+        }
+        position = end;
+        new_ids = vec![id];
+    }
+    Ok((first_logits, completion))
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [folder, data, rest @ ..] = arguments.as_slice() else {
+        return Err("usage: dump_outputs MODEL_FOLDER DATA.jsonl [NUM_PROMPTS]".into());
+    };
+    let num_prompts: usize = rest.first().map_or(Ok(20), |text| text.parse())?;
+    let folder = Path::new(folder);
+    let config = ModelConfig::load(folder)?;
+    let (tensors, _) = load_weights(folder, &config)?;
+    let sums = summarize(&tensors);
+    let model = Decoder::new(config, Params::new(tensors, &Device::Cpu, false)?)?;
+    let tokenizer = Tokenizer::load(folder)?;
+    let eos_ids = eos_set(folder, &tokenizer)?;
+    let renderer = PromptRenderer::new(tokenizer.clone(), None);
+
+    let mut columns: [Vec<Value>; 5] = Default::default();
+    for row in load_jsonl(Path::new(data), &JsonlConfig::default())?.rows.iter().take(num_prompts) {
+        let prompt = renderer.render(&Prompt::Text(row.prompt.last_text().to_string()))?;
+        let (logits, completion) = complete(&model, &prompt.ids, &eos_ids)?;
+        let text = tokenizer.decode(&completion)?;
+        let values = [json!(prompt.text), json!(prompt.ids), json!(logits), json!(completion), json!(text)];
+        columns.iter_mut().zip(values).for_each(|(column, value)| column.push(value));
+    }
+    let [prompts, token_ids, logits_last, greedy_ids, greedy_text] = columns;
+    let outputs = json!({
+        "prompts": prompts, "token_ids": token_ids, "logits_last": logits_last,
+        "greedy_ids": greedy_ids, "greedy_text": greedy_text, "max_new_tokens": MAX_NEW_TOKENS, "tensors": sums,
+    });
+    let mut stdout = std::io::stdout().lock();
+    serde_json::to_writer(&mut stdout, &outputs)?;
+    writeln!(stdout)?;
+    Ok(())
+}
