@@ -20,6 +20,26 @@ const INVALID_MARK: &str = ".invalid";
 const FINAL_PREFIX: &str = "final";
 
 /// The checkpoints below one output directory. Holds no state: the file system is the truth.
+///
+/// ```
+/// use candlewick::checkpoint::{CheckpointDir, Keep};
+/// use candlewick::io::DirLock;
+///
+/// # let temp = tempfile::tempdir()?;
+/// # let output_dir = temp.path();
+/// let _lock = DirLock::acquire(output_dir)?;
+/// let checkpoints = CheckpointDir::new(output_dir);
+/// checkpoints.remove_stale()?;
+/// let found = checkpoints.newest_valid()?;
+/// checkpoints.make_way(found.as_ref().map(|found| found.step), found.as_ref().map_or(&[], |found| &found.skipped))?;
+///
+/// let pending = checkpoints.begin(5)?;
+/// std::fs::write(pending.path().join("config.json"), "{}")?;
+/// let folder = pending.commit(serde_json::json!({}))?;
+/// checkpoints.rotate(Keep { limit: 3, best: None })?;
+/// assert_eq!(folder, output_dir.join("checkpoint-5"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct CheckpointDir {
     output_dir: PathBuf,
@@ -155,7 +175,8 @@ impl CheckpointDir {
         Ok(Pending { output_dir: self.output_dir.clone(), path, step, is_done: false })
     }
 
-    /// Removes the checkpoints that `keep` does not keep; returns their folders. Call it after a commit.
+    /// Removes the checkpoints that `keep` does not keep; returns their folders. Call it after a commit, and when a run
+    /// resumes: the one before may have been killed between its commit and this.
     ///
     /// Each is renamed before it is emptied, so that no half-removed folder ever bears a checkpoint's name.
     pub fn rotate(&self, keep: Keep) -> Result<Vec<PathBuf>, CheckpointError> {
