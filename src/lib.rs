@@ -5,6 +5,7 @@
 //! `telemetry` > `model` > `text`, `hub` > `optim`, `ops` > `error`, `env`, `rng`, `io`, `device`.
 
 pub mod algorithm;
+pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

@@ -1,0 +1,127 @@
+//! The model being trained: gradients of micro-batches added up, then one update.
+
+use super::TrainError;
+use crate::batch::MicroBatch;
+use crate::model::{Decoder, Recorder};
+use crate::ops::head::{LogprobGrads, Predictions, TokenLogprobs, token_logprobs, token_logprobs_backward};
+use crate::ops::storage::{mat, update, zero};
+use crate::optim::{AdamW, AdamWConfig, LrSchedule, clip_factor, has_weight_decay, sum_of_squares};
+use crate::telemetry::{NonFinite, Watch};
+use candle_core::Tensor;
+
+/// How a policy learns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PolicyConfig {
+    pub adamw: AdamWConfig,
+    /// The peak learning rate.
+    pub learning_rate: f64,
+    pub schedule: LrSchedule,
+    /// Bound of the global gradient norm; `None`: no clipping.
+    pub max_grad_norm: Option<f64>,
+    /// Keep only each layer's input for the backward pass and compute the rest again.
+    pub gradient_checkpointing: bool,
+}
+
+/// A decoder with trainable parameters and its optimizer.
+#[derive(Debug)]
+pub struct Policy {
+    pub decoder: Decoder,
+    pub optimizer: AdamW,
+    pub config: PolicyConfig,
+}
+
+/// What an update did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Update {
+    /// L2 norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// The learning rate of this update.
+    pub learning_rate: f64,
+}
+
+impl Policy {
+    /// Wraps a decoder whose parameters are trainable; moments start at zero.
+    #[must_use]
+    pub fn new(decoder: Decoder, config: PolicyConfig) -> Self {
+        let sizes = decoder.params().iter().map(|p| (p.weight.value().elem_count(), has_weight_decay(&p.name)));
+        let optimizer = AdamW::new(config.adamw, sizes);
+        Self { decoder, optimizer, config }
+    }
+
+    /// Runs a micro-batch forward and backward: `objective` turns log-probs and entropies of the predicted tokens into
+    /// the derivative of the step's loss with respect to each log-prob, and the gradients are added up.
+    ///
+    /// # Shapes
+    /// log-probs, entropies and derivatives `[R]` (see [`MicroBatch`]), nats
+    ///
+    /// # Errors
+    /// Passes on what `objective` returns.
+    pub fn accumulate(
+        &self,
+        batch: &MicroBatch,
+        temperature: f32,
+        objective: impl FnOnce(&TokenLogprobs) -> Result<Vec<f64>, TrainError>,
+    ) -> Result<(), TrainError> {
+        let mut recorder = Recorder::new(self.config.gradient_checkpointing);
+        let hidden = self.decoder.forward(&batch.tokens, Some(&mut recorder))?;
+        let predictions = predictions(batch, temperature);
+        let logprobs = token_logprobs(&hidden, self.decoder.head(), predictions)?;
+        let grads: Vec<f32> = objective(&logprobs)?.into_iter().map(|g| g as f32).collect();
+        let d_hidden = hidden.zeros_like()?;
+        let upstream = LogprobGrads { logprobs: &grads, entropies: None };
+        token_logprobs_backward(upstream, &hidden, self.decoder.head(), predictions, &d_hidden)?;
+        drop(hidden);
+        Ok(self.decoder.backward(recorder, &batch.tokens, &d_hidden)?)
+    }
+
+    /// Clips the accumulated gradient, updates the weights in place and clears the gradient. `step` counts from 1.
+    ///
+    /// # Errors
+    /// [`NonFinite`] where the gradient is not finite; the weights are untouched then.
+    pub fn update(&mut self, step: u64) -> Result<Update, TrainError> {
+        let grads: Vec<&Tensor> = self.decoder.params().iter().filter_map(|p| p.weight.grad()).collect();
+        let mut squares = 0.0;
+        for grad in &grads {
+            let flat = grad.flatten_all()?;
+            let (storage, layout) = flat.storage_and_layout();
+            squares += sum_of_squares(mat(&storage, layout)?.data);
+        }
+        let grad_norm = squares.sqrt();
+        Watch::require_finite(step, "grad_norm", grad_norm)?;
+        let learning_rate = self.config.learning_rate * self.config.schedule.factor(step - 1);
+        let factors = self.optimizer.begin_step(learning_rate, clip_factor(grad_norm, self.config.max_grad_norm));
+        let moments = self.optimizer.m.iter_mut().zip(&mut self.optimizer.v).zip(&self.optimizer.decay);
+        for ((param, grad), ((m, v), decay)) in self.decoder.params().iter().zip(&grads).zip(moments) {
+            let flat = grad.flatten_all()?;
+            let (storage, layout) = flat.storage_and_layout();
+            let values = mat(&storage, layout)?.data;
+            let moments = std::cell::RefCell::new((m, v));
+            update(&param.weight.value().flatten_all()?, |theta| {
+                let (m, v) = &mut *moments.borrow_mut();
+                crate::optim::adamw_update(theta.data, m, v, values, &factors, *decay);
+                Ok(())
+            })?;
+        }
+        self.clear_gradients()?;
+        Ok(Update { grad_norm, learning_rate })
+    }
+
+    /// Forgets the gradients that were added up.
+    ///
+    /// # Errors
+    /// Fails for parameters that are not f32 on the CPU.
+    pub fn clear_gradients(&self) -> Result<(), TrainError> {
+        let grads = self.decoder.params().iter().filter_map(|p| p.weight.grad());
+        Ok(grads.map(zero).collect::<candle_core::Result<()>>()?)
+    }
+
+    /// Refuses a loss that is not finite.
+    pub(super) fn require_finite_loss(&self, step: u64, loss: f64) -> Result<(), NonFinite> {
+        Watch::require_finite(step, "loss", loss)
+    }
+}
+
+/// What a micro-batch predicts, at a temperature.
+pub(super) fn predictions(batch: &MicroBatch, temperature: f32) -> Predictions<'_> {
+    Predictions { rows: &batch.prediction_rows, targets: &batch.targets, temperature }
+}

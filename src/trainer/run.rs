@@ -1,0 +1,221 @@
+//! The loop: step, log, evaluate, save, stop.
+
+use super::phase::Phase;
+use super::save::{ModelWriter, Snapshot};
+use super::stop::StopSignal;
+use super::{Grpo, Policy, Sft, StepContext, StepOutput, TrainError};
+use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
+use crate::error::Exit;
+use crate::model::Decoder;
+use crate::telemetry::{
+    CompletionRecord, CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, StepMetrics, Watch,
+    peak_memory_bytes,
+};
+use std::path::{Path, PathBuf};
+
+/// The algorithm of a run.
+#[derive(Debug)]
+pub enum Method {
+    Grpo(Box<Grpo>),
+    Sft(Sft),
+}
+
+/// When things happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunSettings {
+    /// Optimizer steps of the whole run.
+    pub max_steps: u64,
+    /// Steps between evaluations; 0: none in between.
+    pub eval_steps: u64,
+    /// Evaluate before the first step.
+    pub eval_on_start: bool,
+    /// Steps between checkpoints; 0: only at the end.
+    pub save_steps: u64,
+    /// Checkpoints to keep; 0: all.
+    pub save_total_limit: usize,
+}
+
+/// Evaluates a model: the figures for the table, and metrics (without the prefix `eval_`).
+pub type Evaluate = Box<dyn Fn(&Decoder) -> Result<(EvalFigures, StepMetrics), TrainError>>;
+
+/// A run, ready to go on from where its state says.
+pub struct Trainer {
+    pub policy: Policy,
+    pub method: Method,
+    pub settings: RunSettings,
+    pub state: TrainingState,
+    pub history: TrainerState,
+    pub kept: Option<SavedRollouts>,
+    pub checkpoints: CheckpointDir,
+    pub write_model: ModelWriter,
+    pub evaluate: Option<Evaluate>,
+    pub metrics: JsonlSink,
+    pub completions: CompletionsSink,
+    pub console: Console,
+    pub stop: StopSignal,
+    /// The resolved settings as TOML, saved with each checkpoint.
+    pub run_config: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every step is done.
+    Finished,
+    /// A signal came; the state is saved, and the process should end with this code.
+    Interrupted(Exit),
+}
+
+impl Trainer {
+    /// Makes the steps that are left.
+    ///
+    /// # Errors
+    /// Whatever a step, a sink or a checkpoint fails with. Where a value is not finite, the state before the step is
+    /// saved first.
+    pub fn run(&mut self) -> Result<Outcome, TrainError> {
+        if self.state.step == 0 && self.settings.eval_on_start && self.state.before.is_none() {
+            let mut metrics = StepMetrics::new();
+            self.state.before = self.evaluate_into(&mut metrics)?;
+            if self.state.before.is_some() {
+                self.metrics.log(0, &metrics)?;
+            }
+        }
+        let mut watch = Watch::default();
+        let mut saved_at = self.checkpoints.path(self.state.step).is_dir().then_some(self.state.step);
+        while self.state.step < self.settings.max_steps {
+            if let Some(exit) = self.stop.requested() {
+                self.save_unless(saved_at)?;
+                return Ok(Outcome::Interrupted(exit));
+            }
+            let output = match self.step() {
+                Ok(output) => output,
+                Err(error @ TrainError::NonFinite(_)) => {
+                    self.save_unless(saved_at)?;
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            };
+            if let Some(warnings) = output.facts.as_ref().map(|facts| watch.observe(facts)) {
+                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            }
+            self.finish_step(output)?;
+            let (step, every) = (self.state.step, self.settings.save_steps);
+            if step == self.settings.max_steps || (every > 0 && step.is_multiple_of(every)) {
+                self.save()?;
+                saved_at = Some(step);
+            }
+        }
+        Ok(Outcome::Finished)
+    }
+
+    fn step(&mut self) -> Result<StepOutput, TrainError> {
+        let at = StepContext {
+            step: self.state.step + 1,
+            rows_drawn: self.state.rows_drawn,
+            num_tokens: self.state.num_tokens,
+            iteration: self.state.iteration,
+            kept: self.kept.as_ref(),
+            console: &self.console,
+        };
+        match &mut self.method {
+            Method::Grpo(grpo) => grpo.step(&mut self.policy, &at),
+            Method::Sft(sft) => sft.step(&mut self.policy, &at),
+        }
+    }
+
+    /// Takes over the counters of a step that is done, evaluates where it is time to, and logs.
+    fn finish_step(&mut self, output: StepOutput) -> Result<(), TrainError> {
+        let step = self.state.step + 1;
+        self.state.step = step;
+        self.state.rows_drawn = output.rows_drawn;
+        self.state.num_tokens = output.num_tokens;
+        self.state.iteration = output.iteration;
+        self.kept = output.kept;
+        let mut metrics = output.metrics;
+        if let Some(bytes) = peak_memory_bytes() {
+            metrics.count("perf/peak_memory_bytes", bytes);
+        }
+        let every = self.settings.eval_steps;
+        // The last evaluation is that of the saved model.
+        if every > 0 && step.is_multiple_of(every) && step < self.settings.max_steps {
+            let figures = self.evaluate_into(&mut metrics)?;
+            if let Some(figures) = figures
+                && self.state.best.is_none_or(|best| figures.mean_reward > best.metric)
+            {
+                self.state.best = Some(BestCheckpoint { step, metric: figures.mean_reward });
+            }
+        }
+        for record in &output.completions {
+            let rewards: Vec<(&str, Option<f64>)> = record.rewards.iter().map(|(n, s)| (n.as_str(), *s)).collect();
+            self.completions.log(&CompletionRecord {
+                step: record.step,
+                prompt: &record.prompt,
+                completion: &record.completion,
+                rewards: &rewards,
+                reward: record.reward,
+                advantage: record.advantage,
+                finish_reason: record.finish_reason.as_str(),
+            })?;
+        }
+        self.metrics.log(step, &metrics)?;
+        self.console.log(step, &metrics)?;
+        self.history.push_history(step, metrics.value("epoch").unwrap_or(0.0), &metrics);
+        Ok(())
+    }
+
+    fn evaluate_into(&self, metrics: &mut StepMetrics) -> Result<Option<EvalFigures>, TrainError> {
+        let Some(evaluate) = &self.evaluate else { return Ok(None) };
+        Phase::Evaluate.begin(self.state.step);
+        let (figures, found) = evaluate(&self.policy.decoder)?;
+        metrics.extend("eval_", &found);
+        Ok(Some(figures))
+    }
+
+    fn save_unless(&mut self, saved_at: Option<u64>) -> Result<(), TrainError> {
+        if saved_at == Some(self.state.step) { Ok(()) } else { self.save().map(|_| ()) }
+    }
+
+    /// Commits a checkpoint of the state after the last whole step, then removes old ones.
+    fn save(&mut self) -> Result<PathBuf, TrainError> {
+        Phase::Save.begin(self.state.step);
+        self.metrics.flush()?;
+        self.completions.flush()?;
+        self.state.metrics_bytes = self.metrics.bytes();
+        self.state.completions_bytes = self.completions.bytes();
+        self.history.global_step = self.state.step;
+        self.history.num_input_tokens_seen = self.state.num_tokens;
+        self.history.best_global_step = self.state.best.map(|best| best.step);
+        self.history.best_metric = self.state.best.map(|best| best.metric);
+        let pending = self.checkpoints.begin(self.state.step)?;
+        self.snapshot().write(pending.path(), &self.write_model)?;
+        let path = pending.commit(self.state.identity.facts())?;
+        tracing::info!("saved {}", path.display());
+        let best = self.state.best.map(|best| best.step);
+        self.checkpoints.rotate(Keep { limit: self.settings.save_total_limit, best })?;
+        Ok(path)
+    }
+
+    fn snapshot(&self) -> Snapshot<'_> {
+        Snapshot {
+            policy: &self.policy,
+            state: &self.state,
+            history: &self.history,
+            kept: self.kept.as_ref(),
+            run_config: &self.run_config,
+        }
+    }
+
+    /// Writes the final model into the output directory itself. `finish` sees the written folder before it is
+    /// published and may add to it: it reads the model back, evaluates it and writes the model card.
+    ///
+    /// # Errors
+    /// Fails where writing fails, or `finish` does.
+    pub fn publish<T>(&self, finish: impl FnOnce(&Path) -> Result<T, TrainError>) -> Result<T, TrainError> {
+        Phase::Save.begin(self.state.step);
+        let pending = self.checkpoints.begin_final(self.state.step)?;
+        (self.write_model)(pending.path(), self.policy.decoder.params())?;
+        let result = finish(pending.path())?;
+        pending.publish(self.state.identity.facts())?;
+        Ok(result)
+    }
+}

@@ -1,0 +1,128 @@
+//! Supervised fine-tuning: one optimizer step on given completions.
+
+use super::phase::Phase;
+use super::policy::Policy;
+use super::prompts::draw;
+use super::{StepContext, StepOutput, TrainError};
+use crate::algorithm::compute_sft_objective;
+use crate::batch::{Group, pack};
+use crate::data::{Row, RowOrder};
+use crate::telemetry::StepMetrics;
+use crate::text::PromptRenderer;
+use std::time::Instant;
+
+/// A prompt and the tokens to learn.
+#[derive(Debug, Clone)]
+pub struct Example {
+    pub prompt_ids: Vec<u32>,
+    pub completion_ids: Vec<u32>,
+}
+
+/// Settings of a supervised run.
+#[derive(Debug, Clone, Copy)]
+pub struct SftConfig {
+    /// Rows of an optimizer step.
+    pub rows_per_step: usize,
+    pub max_tokens_per_micro_batch: usize,
+}
+
+/// The parts of a supervised run that do not change with the steps.
+#[derive(Debug)]
+pub struct Sft {
+    pub config: SftConfig,
+    pub examples: Vec<Example>,
+    pub order: RowOrder,
+}
+
+/// The limits of an example's two parts, in tokens, and what is learned of it.
+#[derive(Debug, Clone, Copy)]
+pub struct ExampleConfig {
+    pub max_prompt_length: usize,
+    pub max_completion_length: usize,
+    /// Learn the completion alone; otherwise every token after the first.
+    pub completion_only_loss: bool,
+}
+
+/// Renders and tokenises rows; returns the examples and how many rows were left out as too long or empty.
+///
+/// # Errors
+/// Fails where a row cannot be rendered.
+pub fn prepare_examples(
+    rows: &[Row],
+    renderer: &PromptRenderer,
+    config: ExampleConfig,
+) -> Result<(Vec<Example>, usize), TrainError> {
+    let mut examples = Vec::with_capacity(rows.len());
+    let mut left_out = 0;
+    for row in rows {
+        let at_row = |source| TrainError::Row { line: row.line, source };
+        let completion = row.completion().unwrap_or_default();
+        let (prompt, completion_ids) = renderer.render_pair(&row.prompt, completion).map_err(at_row)?;
+        let fits = prompt.ids.len() <= config.max_prompt_length && completion_ids.len() <= config.max_completion_length;
+        let mut example = Example { prompt_ids: prompt.ids, completion_ids };
+        if !config.completion_only_loss || example.prompt_ids.is_empty() {
+            // Something must stand before the first token that is predicted.
+            let rest = example.prompt_ids.split_off(example.prompt_ids.len().min(1));
+            example.completion_ids.splice(0..0, rest);
+            if example.prompt_ids.is_empty() && !example.completion_ids.is_empty() {
+                example.prompt_ids.push(example.completion_ids.remove(0));
+            }
+        }
+        if fits && !example.completion_ids.is_empty() {
+            examples.push(example);
+        } else {
+            left_out += 1;
+        }
+    }
+    Ok((examples, left_out))
+}
+
+impl Sft {
+    /// One optimizer step on the next rows.
+    ///
+    /// # Errors
+    /// Fails where a tensor operation fails or the loss or gradient is not finite; the weights are untouched then.
+    pub fn step(&mut self, policy: &mut Policy, at: &StepContext<'_>) -> Result<StepOutput, TrainError> {
+        let started = Instant::now();
+        at.begin(Phase::Backward);
+        let indexes = draw(&mut self.order, at.rows_drawn, self.config.rows_per_step);
+        let examples: Vec<&Example> = indexes.into_iter().map(|index| &self.examples[index]).collect();
+        let groups: Vec<Group<'_>> = examples
+            .iter()
+            .enumerate()
+            .map(|(row, e)| Group { prompt: &e.prompt_ids, completions: vec![(row, &e.completion_ids[..])] })
+            .collect();
+        let active_tokens: usize = examples.iter().map(|e| e.completion_ids.len()).sum();
+        let (mut loss, mut entropy) = (0.0, 0.0);
+        for batch in pack(&groups, self.config.max_tokens_per_micro_batch) {
+            policy.accumulate(&batch, 1.0, |scored| {
+                let logprobs: Vec<f64> = scored.logprobs.iter().copied().map(f64::from).collect();
+                let objective = compute_sft_objective(&logprobs, active_tokens);
+                loss += objective.loss;
+                entropy += scored.entropies.iter().copied().map(f64::from).sum::<f64>();
+                Ok(objective.grad)
+            })?;
+        }
+        policy.require_finite_loss(at.step, loss)?;
+
+        at.begin(Phase::Optimizer);
+        let update = policy.update(at.step)?;
+
+        let mut output = StepOutput::after(at);
+        output.rows_drawn += self.config.rows_per_step as u64;
+        let num_tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.completion_ids.len()).sum();
+        output.num_tokens += num_tokens as u64;
+        let mut metrics = StepMetrics::new();
+        metrics.gauge("loss", loss);
+        metrics.mean("entropy", entropy, active_tokens as u64);
+        metrics.gauge("grad_norm", update.grad_norm);
+        metrics.gauge("learning_rate", update.learning_rate);
+        metrics.gauge("epoch", output.rows_drawn as f64 / self.examples.len().max(1) as f64);
+        metrics.count("num_tokens", output.num_tokens);
+        let step_time = started.elapsed().as_secs_f64();
+        metrics.gauge("step_time", step_time);
+        metrics.gauge("perf/tokens_per_sec", num_tokens as f64 / step_time);
+        output.metrics = metrics;
+        Ok(output)
+    }
+}
