@@ -7,8 +7,10 @@
 //!
 //! All functions that change an output directory expect the caller to hold its [`crate::io::DirLock`].
 
+mod card;
 mod commit;
 mod compatible;
+mod export;
 mod manifest;
 mod rollouts;
 mod rotation;
@@ -16,8 +18,10 @@ mod state;
 mod tensors;
 mod trainer_state;
 
+pub use card::{CardFacts, CardResult, base_license, model_card};
 pub use commit::{CheckpointDir, Found, Pending};
 pub use compatible::{Difference, RunIdentity, compare_identity, require_compatible};
+pub use export::{SHARD_BYTES, export_model};
 pub use manifest::{MANIFEST_FILE, Manifest, ManifestFile, unlisted_files, verify};
 pub use rollouts::{ROLLOUTS_FILE, SavedCompletion, SavedGroup, SavedRollouts};
 pub use rotation::{Keep, checkpoints_to_remove};
@@ -46,6 +50,14 @@ pub enum CheckpointError {
         file: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// A weight is not finite, or not in the dtype that the model is saved in.
+    #[error("tensor {tensor} has values that {dtype} cannot hold")]
+    NotRepresentable {
+        /// Name of the tensor.
+        tensor: String,
+        /// The dtype's name.
+        dtype: &'static str,
     },
     /// The checkpoint was written by a newer version of the program.
     #[error("checkpoint {}: {file} has format version {found}, this program knows up to {known}", folder.display())]
@@ -123,6 +135,9 @@ impl Diagnose for CheckpointError {
         match self {
             Self::Io(error) => error.hint(),
             Self::Corrupt { .. } => Some("resume from an earlier checkpoint with --resume PATH".into()),
+            Self::NotRepresentable { .. } => Some(
+                "save in bfloat16 or float32; where the values are not finite, go back to an earlier checkpoint".into(),
+            ),
             Self::FutureVersion { .. } => Some("use the version of candlewick that wrote it".into()),
             Self::NoneValid { .. } => Some(
                 "restore one of them from a backup, or start anew with another output_dir; a run never starts over \
@@ -145,6 +160,7 @@ impl Diagnose for CheckpointError {
     fn exit(&self) -> Exit {
         match self {
             Self::Io(error) => error.exit(),
+            Self::NotRepresentable { .. } => Exit::NonFinite,
             Self::Corrupt { .. } | Self::FutureVersion { .. } | Self::NoneValid { .. } => Exit::Io,
             Self::NotFound { .. } | Self::WouldOverwrite { .. } | Self::Incompatible { .. } => Exit::Usage,
         }

@@ -1,0 +1,213 @@
+//! The model card: a `README.md` that says what a trained model is, for people and for the Hub.
+//!
+//! A pure function from facts to text. The head is YAML with the keys that the Hub reads; every value is written as a
+//! JSON string, which is valid YAML whatever it holds.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+/// What a card tells. Empty lists and `None` leave their part out.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CardFacts {
+    /// Title; usually the name of the output directory.
+    pub model_name: String,
+    /// Hub id of the base model; not a local path, which means nothing to others.
+    pub base_model: Option<String>,
+    /// `grpo` or `sft`.
+    pub algorithm: String,
+    /// Hub ids or file names of the training data.
+    pub datasets: Vec<String>,
+    /// Licence id of the base card, as `apache-2.0`.
+    pub license: Option<String>,
+    /// Whether prompts go through a chat template.
+    pub is_chat: bool,
+    /// Optimizer steps done.
+    pub steps: u64,
+    /// Key settings by name.
+    pub settings: Vec<(String, String)>,
+    pub results: Vec<CardResult>,
+    /// Programs and libraries with their versions.
+    pub versions: Vec<(String, String)>,
+}
+
+/// One measured value.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct CardResult {
+    /// As `accuracy`.
+    pub metric: String,
+    /// What it was measured on.
+    pub dataset: String,
+    /// Before training.
+    pub before: Option<f64>,
+    /// After training.
+    pub after: f64,
+}
+
+/// The text of the card.
+#[must_use]
+pub fn model_card(facts: &CardFacts) -> String {
+    let mut card = String::from("---\n");
+    head(&mut card, facts);
+    card.push_str("---\n\n");
+    body(&mut card, facts);
+    card
+}
+
+/// The licence id in the head of a model folder's `README.md`, if it has one.
+#[must_use]
+pub fn base_license(folder: &Path) -> Option<String> {
+    let card = std::fs::read_to_string(folder.join("README.md")).ok()?;
+    let head = card.strip_prefix("---")?.split("\n---").next()?.to_owned();
+    let value = head.lines().find_map(|line| line.strip_prefix("license:"))?.trim();
+    let value = value.trim_matches(['"', '\'']);
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+');
+    (!value.is_empty() && value.chars().all(plain)).then(|| value.to_owned())
+}
+
+fn head(card: &mut String, facts: &CardFacts) {
+    let quote = |text: &str| Value::from(text).to_string();
+    let mut line = |text: String| {
+        card.push_str(&text);
+        card.push('\n');
+    };
+    if let Some(base) = &facts.base_model {
+        line(format!("base_model: {}", quote(base)));
+    }
+    if !facts.datasets.is_empty() {
+        line("datasets:".into());
+        facts.datasets.iter().for_each(|dataset| line(format!("- {}", quote(dataset))));
+    }
+    line("library_name: transformers".into());
+    if let Some(license) = &facts.license {
+        line(format!("license: {}", quote(license)));
+    }
+    line(format!("model_name: {}", quote(&facts.model_name)));
+    line("pipeline_tag: text-generation".into());
+    line("tags:".into());
+    for tag in ["generated_from_trainer", &facts.algorithm, "candlewick"] {
+        line(format!("- {}", quote(tag)));
+    }
+    let measured: Vec<_> = facts.results.iter().filter(|result| result.after.is_finite()).collect();
+    if !measured.is_empty() {
+        line("model-index:".into());
+        line(format!("- name: {}", quote(&facts.model_name)));
+        line("  results:".into());
+        for result in measured {
+            line("  - task:".into());
+            line("      type: text-generation".into());
+            line("    dataset:".into());
+            line(format!("      name: {0}\n      type: {0}", quote(&result.dataset)));
+            line("    metrics:".into());
+            line(format!("    - type: {}\n      value: {}", quote(&result.metric), result.after));
+        }
+    }
+}
+
+fn body(card: &mut String, facts: &CardFacts) {
+    let what = match &facts.base_model {
+        Some(base) => format!("a fine-tuned version of [{base}](https://huggingface.co/{base})"),
+        None => "a language model".to_owned(),
+    };
+    let data = if facts.datasets.is_empty() { String::new() } else { format!(" on {}", facts.datasets.join(", ")) };
+    let input = if facts.is_chat { r#"[{"role": "user", "content": "..."}]"# } else { r#""...""# };
+    // Writing to a String cannot fail.
+    let _ = write!(
+        card,
+        "# {name}\n\nThis model is {what}, trained{data} with candlewick.\n\n\
+         ## Quick start\n\n```python\nfrom transformers import pipeline\n\n\
+         generator = pipeline(\"text-generation\", model=\"PATH_OR_ID\")\n\
+         print(generator({input}, max_new_tokens=128, return_full_text=False)[0][\"generated_text\"])\n```\n\n\
+         ## Training procedure\n\n{method} {steps} optimizer steps were done.\n",
+        name = facts.model_name,
+        method = method(&facts.algorithm),
+        steps = facts.steps,
+    );
+    if !facts.settings.is_empty() {
+        card.push_str("\n| setting | value |\n|---|---|\n");
+        for (name, value) in &facts.settings {
+            let _ = writeln!(card, "| {} | {} |", cell(name), cell(value));
+        }
+    }
+    if !facts.results.is_empty() {
+        card.push_str("\n## Results\n\n| metric | data | before | after |\n|---|---|---|---|\n");
+        for result in &facts.results {
+            let before = result.before.map_or_else(|| "-".to_owned(), |before| format!("{before:.4}"));
+            let (metric, dataset) = (cell(&result.metric), cell(&result.dataset));
+            let _ = writeln!(card, "| {metric} | {dataset} | {before} | {:.4} |", result.after);
+        }
+    }
+    if !facts.versions.is_empty() {
+        card.push_str("\n## Versions\n\n");
+        for (name, version) in &facts.versions {
+            let _ = writeln!(card, "- {name}: {version}");
+        }
+    }
+}
+
+fn method(algorithm: &str) -> String {
+    match algorithm {
+        "grpo" => "Trained with GRPO (group relative policy optimization), introduced in \
+                   [DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language \
+                   Models](https://huggingface.co/papers/2402.03300) (arXiv:2402.03300)."
+            .into(),
+        "sft" => "Trained by supervised fine-tuning on given completions.".into(),
+        other => format!("Trained with {other}."),
+    }
+}
+
+/// A text that stays inside its table cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_card() {
+        let card = model_card(&CardFacts {
+            model_name: "tiny-grpo".into(),
+            base_model: Some("org/tiny".into()),
+            algorithm: "grpo".into(),
+            datasets: vec!["math_tasks_train.jsonl".into()],
+            license: Some("apache-2.0".into()),
+            is_chat: true,
+            steps: 40,
+            settings: vec![("learning_rate".into(), "1e-6".into()), ("stop".into(), "a|b\nc".into())],
+            results: vec![CardResult {
+                metric: "accuracy".into(),
+                dataset: "math_tasks_eval.jsonl".into(),
+                before: Some(0.5),
+                after: 0.96875,
+            }],
+            versions: vec![("candlewick".into(), "0.1.0".into())],
+        });
+        insta::assert_snapshot!(card);
+    }
+
+    #[test]
+    fn a_card_without_facts_is_still_a_card() {
+        let facts = CardFacts { model_name: "x: \"y\"".into(), algorithm: "sft".into(), ..CardFacts::default() };
+        let card = model_card(&facts);
+        assert!(card.starts_with("---\nlibrary_name: transformers\nmodel_name: \"x: \\\"y\\\"\"\n"), "{card}");
+        assert!(!card.contains("Results") && !card.contains("model-index") && !card.contains("base_model"));
+    }
+
+    #[test]
+    fn the_licence_of_the_base_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(base_license(folder.path()), None);
+        for (text, expected) in [
+            ("---\nlanguage: en\nlicense: apache-2.0\n---\n# x", Some("apache-2.0")),
+            ("---\nlicense: \"mit\"\n---\n", Some("mit")),
+            ("---\nlicense:\n---\nlicense: fake", None),
+            ("# no head\nlicense: mit", None),
+        ] {
+            std::fs::write(folder.path().join("README.md"), text).unwrap();
+            assert_eq!(base_license(folder.path()).as_deref(), expected, "{text}");
+        }
+    }
+}
