@@ -238,3 +238,141 @@ impl ModelConfig {
         self.tensors().iter().map(|spec| spec.shape.iter().product::<usize>()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> ModelConfig {
+        ModelConfig::parse(text, Path::new("config.json")).unwrap()
+    }
+
+    /// A config of `architecture` with more `keys`.
+    fn with(architecture: &str, keys: &str) -> ModelConfig {
+        parse(&format!(
+            r#"{{"architectures": ["{architecture}"], "vocab_size": 60, "hidden_size": 28, "intermediate_size": 30,
+                "num_hidden_layers": 2, "num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 6{keys}}}"#
+        ))
+    }
+
+    fn assert_inv_freq(config: &ModelConfig, expected: &[(usize, f32)]) {
+        let found = config.rope_inv_freq();
+        assert_eq!(found.len(), config.head_dim / 2);
+        for (at, value) in expected {
+            let distance = found[*at].to_bits().abs_diff(value.to_bits());
+            assert!(distance <= 1, "frequency {at}: {} instead of {value}", found[*at]);
+        }
+    }
+
+    /// The numbers are those of `LlamaRotaryEmbedding(config).inv_freq`, transformers 5.23.0 on torch 2.15.0.
+    #[test]
+    fn rotary_frequencies_are_those_of_transformers() {
+        let llama = |keys: &str| {
+            parse(&format!(
+                r#"{{"model_type": "llama", "vocab_size": 60, "hidden_size": 256, "intermediate_size": 30,
+                    "num_hidden_layers": 2, "num_attention_heads": 2, {keys}}}"#
+            ))
+        };
+        let config = llama(r#""head_dim": 6, "rope_theta": 10000.0"#);
+        assert_inv_freq(&config, &[(0, 1.0), (1, 0.046_415_884), (2, 0.002_154_434_3)]);
+        let config = llama(r#""rope_theta": 1000000.0"#);
+        let far = [(36, 0.000_421_696_5), (37, 0.000_339_820_84), (38, 0.000_273_841_96), (63, 1.240_937_8e-6)];
+        assert_inv_freq(&config, &[(0, 1.0), (1, 0.805_842_2), (2, 0.649_381_64)]);
+        assert_inv_freq(&config, &far);
+        let config = llama(
+            r#""head_dim": 16, "rope_theta": 500000.0, "max_position_embeddings": 131072, "rope_scaling": {
+                "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192}"#,
+        );
+        let near = [(0, 1.0), (1, 0.193_922_76), (2, 0.037_606_03), (3, 0.007_292_665)];
+        let far = [(4, 0.000_429_556_7), (5, 8.570_256e-6), (6, 1.661_967_4e-6), (7, 3.222_933e-7)];
+        assert_inv_freq(&config, &near);
+        assert_inv_freq(&config, &far);
+        let config = llama(r#""head_dim": 8, "rope_scaling": {"type": "linear", "factor": 3.0}"#);
+        assert_inv_freq(&config, &[(0, 0.333_333_34), (1, 0.033_333_335), (2, 0.003_333_333_2), (3, 0.000_333_333_36)]);
+    }
+
+    #[test]
+    fn both_layouts_of_the_rotary_settings_mean_the_same() {
+        let scaling = r#""factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 64"#;
+        let old = with(
+            "LlamaForCausalLM",
+            &format!(r#", "rope_theta": 500000.0, "rope_scaling": {{"rope_type": "llama3", {scaling}}}"#),
+        );
+        let new = with(
+            "LlamaForCausalLM",
+            &format!(r#", "rope_parameters": {{"rope_type": "llama3", "rope_theta": 500000.0, {scaling}}}"#),
+        );
+        assert_eq!(old, new);
+        assert!(matches!(old.rope_scaling, RopeScaling::Llama3 { original_max_position_embeddings: 64, .. }));
+        let default = with("Qwen2ForCausalLM", r#", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}"#);
+        assert_eq!((default.rope_theta, default.rope_scaling), (1e6, RopeScaling::None));
+        assert_eq!(with("Qwen2ForCausalLM", r#", "rope_scaling": null"#).rope_theta, 10_000.0);
+    }
+
+    #[test]
+    fn families_differ_in_biases_norms_and_defaults() {
+        let llama = with("LlamaForCausalLM", "");
+        assert_eq!((llama.qkv_bias, llama.out_bias, llama.mlp_bias, llama.qk_norm), (false, false, false, false));
+        assert_eq!((llama.max_position_embeddings, llama.tie_word_embeddings), (2048, false));
+        let biased = with("LlamaForCausalLM", r#", "attention_bias": true, "mlp_bias": true"#);
+        assert_eq!((biased.qkv_bias, biased.out_bias, biased.mlp_bias), (true, true, true));
+        let qwen2 = with("Qwen2ForCausalLM", r#", "attention_bias": true, "tie_word_embeddings": true"#);
+        assert_eq!((qwen2.qkv_bias, qwen2.out_bias, qwen2.tie_word_embeddings), (true, false, true));
+        let qwen3 = with("Qwen3ForCausalLM", "");
+        assert_eq!((qwen3.qkv_bias, qwen3.out_bias, qwen3.qk_norm), (false, false, true));
+        let mistral = with("MistralForCausalLM", r#", "attention_bias": true"#);
+        assert_eq!((mistral.qkv_bias, mistral.out_bias), (false, false));
+    }
+
+    #[test]
+    fn sliding_windows_limit_the_length_where_they_are_in_force() {
+        let limit = |architecture, keys| {
+            let config = with(architecture, keys);
+            (config.max_position_embeddings, config.notices.len())
+        };
+        assert_eq!(limit("MistralForCausalLM", ""), (4096, 1));
+        assert_eq!(limit("MistralForCausalLM", r#", "sliding_window": null"#), (4096 * 32, 0));
+        assert_eq!(limit("MistralForCausalLM", r#", "sliding_window": 100, "max_position_embeddings": 50"#), (50, 0));
+        assert_eq!(limit("Qwen2ForCausalLM", r#", "sliding_window": 100"#), (32768, 0));
+        let on = r#", "sliding_window": 100, "use_sliding_window": true"#;
+        assert_eq!(limit("Qwen2ForCausalLM", on), (32768, 0), "two layers are below max_window_layers");
+        let all = r#", "sliding_window": 100, "use_sliding_window": true, "max_window_layers": 0"#;
+        assert_eq!(limit("Qwen2ForCausalLM", all), (100, 1));
+        let listed = r#", "sliding_window": 100, "use_sliding_window": true,
+                        "layer_types": ["full_attention", "sliding_attention"]"#;
+        assert_eq!(limit("Qwen3ForCausalLM", listed), (100, 1));
+    }
+
+    /// The parameter counts that the model cards give.
+    #[test]
+    fn real_models_have_their_published_size() {
+        let cases = [
+            (
+                r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,
+                "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4,
+                "num_hidden_layers": 22, "vocab_size": 32000, "rope_scaling": null, "torch_dtype": "bfloat16"}"#,
+                1_100_048_384, // TinyLlama-1.1B
+            ),
+            (
+                r#"{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896,
+                "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2,
+                "num_hidden_layers": 24, "vocab_size": 151936, "tie_word_embeddings": true, "rope_theta": 1000000.0,
+                "sliding_window": 32768, "use_sliding_window": false, "max_window_layers": 21}"#,
+                494_032_768, // Qwen2.5-0.5B
+            ),
+            (
+                r#"{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "head_dim": 128,
+                "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8,
+                "num_hidden_layers": 28, "vocab_size": 151936, "tie_word_embeddings": true, "attention_bias": false}"#,
+                596_049_920, // Qwen3-0.6B
+            ),
+        ];
+        for (text, expected) in cases {
+            let config = parse(text);
+            assert_eq!(config.num_parameters(), expected);
+            assert_eq!(config.notices, Vec::<String>::new());
+        }
+    }
+}

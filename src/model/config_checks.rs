@@ -132,7 +132,7 @@ impl<'a> Reader<'a> {
             return None;
         };
         if !range.contains(&number) {
-            let range = format!("{} to {}", range.start(), range.end());
+            let range = format!("{:?} to {:?}", range.start(), range.end());
             self.problems.push(ConfigProblem::Range { key: key.into(), value: brief(value), range });
             return None;
         }
@@ -230,7 +230,7 @@ impl<'a> Reader<'a> {
             _ => heads,
         };
         let kv_heads = self.size(key, default, MAX_HEADS);
-        if !heads.is_multiple_of(kv_heads) {
+        if !heads.is_multiple_of(kv_heads) && !self.stood_in() {
             self.problems.push(ConfigProblem::NotDivisible {
                 key: "num_attention_heads".into(),
                 value: heads,
@@ -245,18 +245,23 @@ impl<'a> Reader<'a> {
         let head_dim = match self.value("head_dim") {
             Some(value) => self.size_of("head_dim", value, MAX_HEAD_DIM).unwrap_or(2),
             None if family == Family::Qwen3 => 128,
-            None if hidden.is_multiple_of(heads) => (hidden / heads).clamp(1, MAX_HEAD_DIM),
-            None => {
+            None if self.stood_in() => 2,
+            None if !hidden.is_multiple_of(heads) => {
                 self.problems.push(ConfigProblem::NotDivisible {
                     key: "hidden_size".into(),
                     value: hidden,
                     by_key: "num_attention_heads".into(),
                     by: heads,
                 });
-                return 2;
+                2
             }
+            None => hidden / heads,
         };
-        if head_dim % 2 == 1 && !self.stood_in() {
+        if head_dim > MAX_HEAD_DIM {
+            let range = format!("1 to {MAX_HEAD_DIM}");
+            self.problems.push(ConfigProblem::Range { key: "head_dim".into(), value: head_dim.to_string(), range });
+        }
+        if head_dim % 2 == 1 {
             let range = "the rotary embedding needs an even number".to_owned();
             self.problems.push(ConfigProblem::Range { key: "head_dim".into(), value: head_dim.to_string(), range });
         }
@@ -267,7 +272,7 @@ impl<'a> Reader<'a> {
     fn stood_in(&self) -> bool {
         self.problems.iter().any(|problem| match problem {
             ConfigProblem::Missing { key } | ConfigProblem::Type { key, .. } | ConfigProblem::Range { key, .. } => {
-                matches!(key.as_str(), "hidden_size" | "num_attention_heads" | "head_dim")
+                matches!(key.as_str(), "hidden_size" | "num_attention_heads" | "num_key_value_heads")
             }
             _ => false,
         })
@@ -326,7 +331,7 @@ impl<'a> Reader<'a> {
 
     /// The rotary base and scaling, from `rope_scaling` + `rope_theta` or from `rope_parameters`.
     fn rope(&mut self) -> (f64, RopeScaling) {
-        let theta_range = f64::MIN_POSITIVE..=1e30;
+        let theta_range = 1e-3..=1e15;
         let mut theta = self.float("rope_theta", 10_000.0, theta_range.clone());
         // transformers lets a non-empty rope_scaling win over rope_parameters.
         let chosen = ["rope_scaling", "rope_parameters"].into_iter().find_map(|key| {

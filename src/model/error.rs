@@ -32,7 +32,7 @@ pub enum ModelError {
     #[error("{path}: {message}")]
     Json { path: PathBuf, message: String },
     /// `config.json` does not describe a model that can be trained here.
-    #[error("{path}: {}", list(problems))]
+    #[error("{path}:{}", list(problems))]
     Config { path: PathBuf, problems: Vec<ConfigProblem> },
     /// Only pickled weights are there. Reading a pickle runs code from the file.
     #[error("{path} is a pickle ({format}); only safetensors weights are read")]
@@ -53,10 +53,10 @@ pub enum ModelError {
     #[error("{path}: {key} must be {expected}")]
     Index { path: PathBuf, key: &'static str, expected: &'static str },
     /// The tensors in the files are not the tensors that the configuration asks for.
-    #[error("the weights in {folder} do not fit its config.json: {}", list(problems))]
+    #[error("the weights in {folder} do not fit its config.json:{}", list(problems))]
     Tensors { folder: PathBuf, problems: Vec<TensorProblem> },
     /// A weight is NaN or infinite.
-    #[error("{path}: tensor {tensor} holds {count} values that are not finite")]
+    #[error("{path}: tensor {tensor} has values that are not finite ({count} of them)")]
     NonFinite { path: PathBuf, tensor: String, count: usize },
 }
 
@@ -139,7 +139,7 @@ pub enum TensorProblem {
 /// One problem reads as a sentence, several as a list with a line each.
 fn list<T: fmt::Display>(problems: &[T]) -> String {
     match problems {
-        [one] => one.to_string(),
+        [one] => format!(" {one}"),
         many => many.iter().fold(String::new(), |text, problem| text + "\n  - " + &problem.to_string()),
     }
 }
@@ -147,7 +147,6 @@ fn list<T: fmt::Display>(problems: &[T]) -> String {
 impl Diagnose for ModelError {
     fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::NoSuchParameter { .. } => return None,
             Self::NotAFolder { .. } | Self::MissingFile { .. } => {
                 "Give a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or an org/name id."
             }
@@ -168,7 +167,9 @@ impl Diagnose for ModelError {
             Self::Tensors { problems, .. } => return tensor_hint(problems),
             Self::NonFinite { .. } => "The checkpoint is broken; go back to an earlier one.",
             Self::Json { .. } => "Restore the file from the original model.",
-            Self::NotAFile { .. } | Self::TooLarge { .. } | Self::Read { .. } => return None,
+            Self::NotAFile { .. } | Self::TooLarge { .. } | Self::Read { .. } | Self::NoSuchParameter { .. } => {
+                return None;
+            }
         };
         Some(text.to_owned())
     }
