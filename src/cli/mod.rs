@@ -4,12 +4,14 @@
 //! verb has logic of its own: what one can do, a library user can.
 
 mod config;
+mod data;
 mod failure;
 mod settings;
 
 pub use failure::Failure;
 
 use candlewick::env::{log_filter, wants_color};
+use candlewick::telemetry::LogWriter;
 use clap::{ArgAction, Parser, Subcommand};
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -33,6 +35,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Config(config::ConfigArgs),
+    Data(data::DataArgs),
 }
 
 /// Parses the arguments and runs the verb.
@@ -48,6 +51,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure
     start_logging(cli.verbose, cli.quiet);
     match cli.verb {
         Verb::Config(args) => config::run(&args),
+        Verb::Data(args) => data::run(args),
     }
 }
 
@@ -77,7 +81,7 @@ fn start_logging(verbose: u8, quiet: bool) {
         _ => "trace",
     };
     let filter = EnvFilter::new(log_filter().as_deref().unwrap_or(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(LogWriter);
     // Fails only where a subscriber is set already, which is as good.
     let _ = log.without_time().with_target(false).with_ansi(wants_color(std::io::stderr().is_terminal())).try_init();
 }

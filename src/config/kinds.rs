@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::algorithm::{KlEstimator, LossType, ScaleRewards};
+pub use crate::data::OnBadRow;
 pub use crate::optim::LrSchedulerType;
 
 /// What a run trains.
@@ -38,17 +39,6 @@ pub enum Init {
     Pretrained,
     /// Drawn from the seed, by the shapes in the model folder's config.json.
     Random,
-}
-
-/// What happens to a row of a data file that cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBadRow {
-    /// The run stops and names the row.
-    #[default]
-    Stop,
-    /// The row is left out and counted.
-    Skip,
 }
 
 /// Where tensors live and kernels run.
