@@ -31,7 +31,8 @@ mod tests {
 
     #[test]
     fn oldest_go_and_newest_and_best_stay() {
-        let cases: [(&[u64], usize, Option<u64>, &[u64]); 8] = [
+        type Case<'a> = (&'a [u64], usize, Option<u64>, &'a [u64]);
+        let cases: [Case<'_>; 8] = [
             (&[], 3, None, &[]),
             (&[5, 10], 0, None, &[]),
             (&[5, 10, 15], 3, None, &[]),
