@@ -82,7 +82,6 @@ fn start_logging(verbose: u8, quiet: bool) {
     };
     let filter = EnvFilter::new(log_filter().as_deref().unwrap_or(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(LogWriter);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| LogWriter);
     // Fails only where a subscriber is set already, which is as good.
     let _ = log.without_time().with_target(false).with_ansi(wants_color(std::io::stderr().is_terminal())).try_init();
 }
