@@ -11,6 +11,7 @@ pub mod config;
 pub mod data;
 pub mod env;
 pub mod error;
+pub mod eval;
 pub mod hub;
 pub mod io;
 pub mod model;

@@ -4,12 +4,12 @@
 //! stand on the same side, whatever the seed, the number of rows or the templates are.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::json;
 
 use super::error::DataError;
+use crate::io::{create_dirs, parent_of, write_atomic};
 use crate::rng::{Stream, below, philox};
 
 /// Buckets that operand pairs are hashed into; the first ones are the eval split.
@@ -212,16 +212,10 @@ fn draw(config: &ArithmeticConfig, operands: u64) -> Result<Vec<Question>, DataE
 /// two where there are completion templates.
 pub fn write_arithmetic(path: &Path, config: &ArithmeticConfig) -> Result<usize, DataError> {
     let questions = arithmetic(config)?;
-    let error = |source| DataError::Write { path: path.to_path_buf(), source };
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(error)?;
-    let mut file = std::io::BufWriter::new(tempfile::NamedTempFile::new_in(folder).map_err(error)?);
-    for (i, question) in questions.iter().enumerate() {
-        writeln!(file, "{}", row_text(i, question, config)).map_err(error)?;
-    }
-    let file = file.into_inner().map_err(|failed| error(failed.into_error()))?;
-    file.as_file().sync_all().map_err(error)?;
-    file.persist(path).map_err(|failed| error(failed.error))?;
+    create_dirs(parent_of(path))?;
+    write_atomic(path, |file| {
+        questions.iter().enumerate().try_for_each(|(i, question)| writeln!(file, "{}", row_text(i, question, config)))
+    })?;
     Ok(questions.len())
 }
 

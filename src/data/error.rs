@@ -4,15 +4,14 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::error::{Diagnose, Exit};
+use crate::io::IoError;
 
 /// An error of the `data` area.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("cannot write {path}: {source}")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Io(#[from] IoError),
     #[error("{path} is {found}, not a file")]
     NotAFile { path: PathBuf, found: &'static str },
     #[error("{path} is {found}, not JSON Lines")]
@@ -43,6 +42,7 @@ impl Diagnose for DataError {
             Self::BadRows { .. } => "Correct these rows, or set `on_bad_row = \"skip\"` to leave them out",
             Self::AllSkipped { .. } => "Check `prompt_column` against the columns of the file",
             Self::TooFewQuestions { .. } => "Ask for fewer rows, raise the largest operand, or allow repeats",
+            Self::Io(error) => return error.hint(),
             _ => return None,
         };
         Some(hint.to_string())
@@ -50,7 +50,7 @@ impl Diagnose for DataError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Read { .. } | Self::Write { .. } => Exit::Io,
+            Self::Io(error) => error.exit(),
             Self::TooFewQuestions { .. } | Self::BadSetting { .. } => Exit::Usage,
             _ => Exit::Data,
         }
@@ -81,7 +81,7 @@ pub enum Fault {
     NotAnObject { got: &'static str },
     #[error("the key `{key}` stands there twice")]
     DuplicateKey { key: String },
-    #[error("no column `{name}`; the columns are {}", list_names(present))]
+    #[error("no column `{name}`; the row has {}", list_names(present))]
     MissingColumn { name: String, present: Vec<String> },
     #[error("`{place}`: expected {expected}, got {got}")]
     WrongType { place: String, expected: &'static str, got: &'static str },
@@ -93,7 +93,7 @@ pub enum Fault {
 
 fn list_names(names: &[String]) -> String {
     if names.is_empty() {
-        return "none".to_string();
+        return "no columns".to_string();
     }
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::error::{DataError, Fault, RowFault};
 use super::parse::parse_row;
 use super::row::Row;
+use crate::io::IoError;
 
 /// Bad rows that a message lists; the rest is counted.
 const MAX_LISTED_FAULTS: usize = 20;
@@ -85,7 +86,7 @@ pub struct Dataset {
 /// The file cannot be read, is something else than JSONL, has no row, or has bad rows (all are looked for, the first 20
 /// are listed) unless those are skipped.
 pub fn load_jsonl(path: &Path, config: &JsonlConfig) -> Result<Dataset, DataError> {
-    let read_error = |source| DataError::Read { path: path.to_path_buf(), source };
+    let read_error = |source| IoError::of("read", path)(source);
     let metadata = std::fs::metadata(path).map_err(read_error)?;
     if !metadata.is_file() {
         // A pipe would block for ever, so it is refused before it is opened.

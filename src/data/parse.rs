@@ -22,7 +22,12 @@ pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Col
             Value::Array(messages) => Prompt::Messages(checked_messages(field, messages)?),
             other => return Err(field.wrong_type("a string or a list of messages", other)),
         };
-        (prompt, find(&config.completion_column).map(completion_text).transpose()?, field.name.as_str())
+        let completion = match config.kind {
+            RowKind::Completion => find(&config.completion_column).map(completion_text).transpose()?,
+            // To a reward, a completion is a column like any other.
+            RowKind::Prompt => None,
+        };
+        (prompt, completion, field.name.as_str())
     } else if let Some(field) = find("messages") {
         let Value::Array(messages) = &field.value else {
             return Err(field.wrong_type("a list of messages", &field.value));

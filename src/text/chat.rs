@@ -4,7 +4,6 @@
 //! [`environment`]. A template comes from outside, so a render has an instruction limit.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -17,6 +16,7 @@ use serde_json::{Map, Value};
 use super::error::{TextError, excerpt};
 use super::python;
 use super::tokenizer::{SpecialTokens, read_object};
+use crate::io::read_text;
 
 /// Instructions that one render may run: thousands of messages, but not an endless loop.
 const FUEL: u64 = 5_000_000;
@@ -79,11 +79,11 @@ impl ChatTemplate {
                 return Self::from_text(setting).map(Some);
             }
             let path = PathBuf::from(setting);
-            return Self::compile(single(read_template(&path)?), TemplateSource::File(path)).map(Some);
+            return Self::compile(single(read_text(&path)?), TemplateSource::File(path)).map(Some);
         }
         let path = folder.join("chat_template.jinja");
         if path.is_file() {
-            return Self::compile(single(read_template(&path)?), TemplateSource::File(path)).map(Some);
+            return Self::compile(single(read_text(&path)?), TemplateSource::File(path)).map(Some);
         }
         for file in ["chat_template.json", "tokenizer_config.json"] {
             let path = folder.join(file);
@@ -186,10 +186,6 @@ fn reason(error: &Error) -> String {
 
 fn single(text: String) -> BTreeMap<String, String> {
     BTreeMap::from([(DEFAULT.to_string(), text)])
-}
-
-fn read_template(path: &Path) -> Result<String, TextError> {
-    fs::read_to_string(path).map_err(|source| TextError::Read { path: path.to_path_buf(), source })
 }
 
 fn named_templates(list: &Value) -> Option<BTreeMap<String, String>> {

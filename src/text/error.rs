@@ -3,18 +3,19 @@
 use std::path::PathBuf;
 
 use crate::error::{Diagnose, Exit};
+use crate::io::IoError;
 
 /// An error of the `text` area.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
-    #[error("cannot read {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Io(#[from] IoError),
     #[error("{folder} has no tokenizer.json")]
     NoTokenizer { folder: PathBuf },
     #[error("{path} is not a tokenizer that the `tokenizers` library reads: {reason}")]
     BadTokenizer { path: PathBuf, reason: String },
-    #[error("{path}:{line}:{column}: not valid JSON: {reason}")]
+    #[error("{path}:{line}:{column}: not the JSON that is needed: {reason}")]
     BadJson { path: PathBuf, line: usize, column: usize, reason: String },
     #[error("{path}: `{key}` must be {expected}, but it is {got}")]
     BadField { path: PathBuf, key: String, expected: &'static str, got: String },
@@ -65,6 +66,7 @@ impl Diagnose for TextError {
             Self::PromptNotPrefix { .. } => {
                 "Use rows with `prompt` and `completion` strings for supervised fine-tuning"
             }
+            Self::Io(error) => return error.hint(),
             _ => return None,
         };
         Some(hint.to_string())
@@ -72,7 +74,7 @@ impl Diagnose for TextError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::Read { .. } => Exit::Io,
+            Self::Io(error) => error.exit(),
             Self::NoTokenizer { .. }
             | Self::BadTokenizer { .. }
             | Self::BadJson { .. }

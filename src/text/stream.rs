@@ -10,8 +10,12 @@ use super::tokenizer::Tokenizer;
 /// What an unfinished or invalid character decodes to.
 const REPLACEMENT: char = '\u{FFFD}';
 
-/// No character is spread over more tokens than it has bytes, so more undecodable tokens than this are no character.
-const MAX_PENDING_TOKENS: usize = 8;
+/// With more tokens pending than this, at most the last one of several U+FFFD is an unfinished character: the others
+/// are in the text, or are bytes that never become one.
+const MAX_UNFINISHED_TOKENS: usize = 8;
+
+/// With more tokens pending than this, all is released: the window must not grow without end.
+const MAX_PENDING_TOKENS: usize = 64;
 
 /// Incremental decoder of one completion.
 ///
@@ -39,8 +43,13 @@ impl TextStream {
     pub fn push(&mut self, id: u32) -> Result<Option<String>, TextError> {
         self.ids.push(id);
         let window = self.tokenizer.decode(&self.ids[self.start..])?;
-        let given_up = self.ids.len() - self.read > MAX_PENDING_TOKENS;
-        let stable = if given_up { window.as_str() } else { window.trim_end_matches(REPLACEMENT) };
+        let num_pending = self.ids.len() - self.read;
+        let given_up = num_pending > MAX_PENDING_TOKENS;
+        let stable = match num_pending {
+            _ if given_up => window.as_str(),
+            MAX_UNFINISHED_TOKENS.. => window.strip_suffix(REPLACEMENT).unwrap_or(&window),
+            _ => window.trim_end_matches(REPLACEMENT),
+        };
         // Decoders with byte fallback may turn finished text back into replacement characters until the next character
         // is complete; nothing is released in between.
         let fresh = match stable.strip_prefix(self.released.as_str()) {
@@ -115,6 +124,21 @@ mod tests {
         let (pieces, text) = streamed(&tokenizer, &ids[..3]);
         assert_eq!(pieces, [Some("x".into()), None, None, Some("\u{FFFD}".into())]);
         assert_eq!(text, tokenizer.decode(&ids[..3]).unwrap());
+    }
+
+    /// Text may have U+FFFD itself, and a model may write bytes that are no text at all.
+    #[test]
+    fn replacement_characters_in_the_text_do_not_break_their_neighbours() {
+        let tokenizer = byte_level();
+        for count in [1, 2, 5, 15] {
+            let text = format!("a{}🦀b", "\u{FFFD}".repeat(count));
+            let ids = tokenizer.encode(&text, false).unwrap();
+            assert_eq!(streamed(&tokenizer, &ids).1, text);
+        }
+        let noise = [vec![0x80; 500], vec![u32::from(b'a')]].concat();
+        let mut stream = TextStream::new(tokenizer.clone());
+        let shown: String = noise.iter().filter_map(|&id| stream.push(id).unwrap()).collect();
+        assert_eq!(shown, tokenizer.decode(&noise).unwrap());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use super::error::{TextError, excerpt};
+use crate::io::IoError;
 
 /// The named special tokens of a tokenizer (`bos_token`, `eos_token`, ...), as chat templates see them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,7 +70,7 @@ impl Tokenizer {
         if !path.is_file() {
             return Err(TextError::NoTokenizer { folder: folder.to_path_buf() });
         }
-        let bytes = fs::read(&path).map_err(|source| TextError::Read { path: path.clone(), source })?;
+        let bytes = fs::read(&path).map_err(IoError::of("read", &path))?;
         let bad = |reason: String| TextError::BadTokenizer { path: path.clone(), reason };
         // Third-party parser on a file from outside: a panic in it must not take the run down.
         let parsed = catch_unwind(AssertUnwindSafe(|| tokenizers::Tokenizer::from_bytes(&bytes)))
@@ -184,20 +185,20 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, Tex
     if !path.is_file() {
         return Ok(None);
     }
-    let bytes = fs::read(path).map_err(|source| TextError::Read { path: path.to_path_buf(), source })?;
+    let bytes = fs::read(path).map_err(IoError::of("read", path))?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|error| TextError::BadJson {
         path: path.to_path_buf(),
         line: error.line(),
         column: error.column(),
-        reason: error.to_string(),
+        reason: error.to_string().split(" at line ").next().unwrap_or_default().to_string(),
     })?;
     match value {
         Value::Object(object) => Ok(Some(object)),
-        other => Err(TextError::BadField {
+        other => Err(TextError::BadJson {
             path: path.to_path_buf(),
-            key: "the file".to_string(),
-            expected: "a JSON object",
-            got: excerpt(&other.to_string()),
+            line: 1,
+            column: 1,
+            reason: format!("expected an object, got `{}`", excerpt(&other.to_string())),
         }),
     }
 }
