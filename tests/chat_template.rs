@@ -1,6 +1,8 @@
 //! Claims: chat templates render byte for byte as transformers renders them; they are looked for where transformers
 //! looks; a broken or endless template is an error that names it; a prompt becomes the ids of its rendered text.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -246,8 +248,8 @@ fn broken_tokenizers_are_told() {
     insta::assert_snapshot!(load(&[("tokenizer.json", "{}")]), @"FOLDER/tokenizer.json is not a tokenizer that the `tokenizers` library reads: Model missing. at line 1 column 2");
     insta::assert_snapshot!(load(&[("tokenizer.json", "\u{0}\u{1}")]), @"FOLDER/tokenizer.json is not a tokenizer that the `tokenizers` library reads: expected value at line 1 column 1");
     let good = fs::read_to_string(tokenizer_folder().path().join("tokenizer.json")).unwrap();
-    insta::assert_snapshot!(load(&[("tokenizer.json", &good), ("tokenizer_config.json", "{,")]), @"");
-    insta::assert_snapshot!(load(&[("tokenizer.json", &good), ("tokenizer_config.json", "[]")]), @"");
+    insta::assert_snapshot!(load(&[("tokenizer.json", &good), ("tokenizer_config.json", "{,")]), @"FOLDER/tokenizer_config.json:1:2: not the JSON that is needed: key must be a string");
+    insta::assert_snapshot!(load(&[("tokenizer.json", &good), ("tokenizer_config.json", "[]")]), @"FOLDER/tokenizer_config.json:1:1: not the JSON that is needed: expected an object, got `[]`");
     insta::assert_snapshot!(load(&[("tokenizer.json", &good), ("tokenizer_config.json", r#"{"eos_token": 2}"#)]), @"FOLDER/tokenizer_config.json: `eos_token` must be a string or an object with a `content` string, but it is 2");
     insta::assert_snapshot!(load(&[("tokenizer.json", &good), ("tokenizer_config.json", r#"{"eos_token": "<end>"}"#)]), @"FOLDER/tokenizer_config.json: eos_token is `<end>`, a token that tokenizer.json does not have");
 }

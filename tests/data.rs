@@ -1,6 +1,8 @@
 //! Claims: every fault of a data file is told with file, line, column and the start of the line; well-formed files of
 //! every accepted kind give the rows they should; nothing panics. A table of files and what they give.
 
+#![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,7 +56,8 @@ fn describe(dataset: &Dataset) -> String {
 
 /// One snapshot with a paragraph for each named content.
 fn table(cases: &[(&str, &[u8])], config: &JsonlConfig) -> String {
-    cases.iter().map(|(name, content)| format!("## {name}\n{}\n\n", outcome(content, config).trim_end())).collect()
+    let paragraph = |(name, content): &(&str, &[u8])| format!("## {name}\n{}", outcome(content, config).trim_end());
+    cases.iter().map(paragraph).collect::<Vec<_>>().join("\n\n")
 }
 
 #[test]
@@ -254,4 +257,48 @@ proptest! {
             prop_assert_eq!(dataset.rows.len() + dataset.skipped, num_lines);
         }
     }
+}
+
+/// The files in the repository are what the command in their description writes.
+#[test]
+fn the_shipped_sums_are_made_by_the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    for (split, rows) in [("train", "4096"), ("eval", "512")] {
+        let output = folder.path().join(split);
+        assert_cmd::Command::new(env!("CARGO_BIN_EXE_candlewick"))
+            .args(["data", "arithmetic", "--rows", rows, "--split", split])
+            .arg(&output)
+            .assert()
+            .success();
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("data/math_tasks_{split}.jsonl"));
+        assert_eq!(fs::read(output).unwrap(), fs::read(shipped).unwrap());
+    }
+}
+
+#[test]
+fn impossible_sums_are_told() {
+    let message = |args: &[&str]| {
+        let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_candlewick"));
+        command.args(["data", "arithmetic", "/no/such/folder/rows.jsonl"]).args(args);
+        let output = command.output().unwrap();
+        format!("exit {}\n{}", output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    insta::assert_snapshot!(message(&["--rows", "9", "--max-operand", "0"]), @r"
+    exit 2
+    error: 9 rows asked for, but the train split has only 2 different questions
+
+    hint: Ask for fewer rows, raise the largest operand, or allow repeats
+    ");
+    insta::assert_snapshot!(message(&["--rows", "9", "--operators", "*"]), @r"
+    exit 2
+    error: the operators cannot be `*`: they are `+` and `-`
+    ");
+    insta::assert_snapshot!(message(&["--rows", "0"]), @r"
+    exit 2
+    error: the number of rows cannot be 0: it is at least 1
+    ");
+    insta::assert_snapshot!(message(&["--rows", "1", "--prompt-template", "{a}"]), @r"
+    exit 2
+    error: the prompt template cannot be `{a}`: it needs `{a}` and `{b}`
+    ");
 }

@@ -19,9 +19,6 @@ const EVAL_BUCKETS: u32 = 10;
 /// Up to this many possible questions, all are listed and shuffled; beyond, questions are drawn until enough differ.
 const MAX_LISTED: u64 = 4_000_000;
 
-/// Templates have these placeholders.
-const PLACEHOLDERS: &str = "`{a}`, `{op}`, `{b}` and, in completions, `{answer}`";
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operator {
     Add,
@@ -32,9 +29,9 @@ impl Operator {
     /// The operators named by the characters of a text such as `+-`.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, DataError> {
         let bad = || DataError::BadSetting {
-            what: "operators",
+            what: "the operators",
             got: format!("`{text}`"),
-            expected: "the operators are `+` and `-`",
+            expected: "they are `+` and `-`",
         };
         let mut operators = Vec::new();
         for c in text.chars() {
@@ -233,20 +230,19 @@ fn row_text(i: usize, question: &Question, config: &ArithmeticConfig) -> String 
 fn check(config: &ArithmeticConfig) -> Result<(), DataError> {
     let bad = |what, got: String, expected| Err(DataError::BadSetting { what, got, expected });
     if config.rows == 0 {
-        return bad("rows", "0".into(), "at least one row is needed");
+        return bad("the number of rows", "0".into(), "it is at least 1");
     }
     if config.operators.is_empty() {
-        return bad("operators", "none".into(), "the operators are `+` and `-`");
+        return bad("the operators", "none".into(), "they are `+` and `-`");
     }
     if config.max_operand > 999_999_999 {
-        return bad("max_operand", config.max_operand.to_string(), "the largest operand is at most 999999999");
+        return bad("the largest operand", config.max_operand.to_string(), "it is at most 999999999");
     }
-    for (what, template, needed) in std::iter::once(("prompt template", &config.prompt_template, vec!["{a}", "{b}"]))
-        .chain(config.completion_templates.iter().map(|template| ("completion template", template, vec!["{answer}"])))
-    {
-        if needed.iter().any(|placeholder| !template.contains(placeholder)) {
-            return bad(what, format!("`{template}`"), PLACEHOLDERS);
-        }
+    if !(config.prompt_template.contains("{a}") && config.prompt_template.contains("{b}")) {
+        return bad("the prompt template", format!("`{}`", config.prompt_template), "it needs `{a}` and `{b}`");
+    }
+    if let Some(template) = config.completion_templates.iter().find(|template| !template.contains("{answer}")) {
+        return bad("a completion template", format!("`{template}`"), "it needs `{answer}`");
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ pub enum DataError {
     BadRows { path: PathBuf, faults: Vec<RowFault>, total: usize },
     #[error("{rows} rows asked for, but the {split} split has only {available} different questions")]
     TooFewQuestions { rows: usize, split: &'static str, available: usize },
-    #[error("{what} {got} is not possible: {expected}")]
+    #[error("{what} cannot be {got}: {expected}")]
     BadSetting { what: &'static str, got: String, expected: &'static str },
 }
 
