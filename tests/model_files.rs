@@ -269,7 +269,9 @@ fn wrong_configs() {
             "possible sizes, impossible model",
             load(|folder| {
                 let text = CONFIG.replace("\"hidden_size\": 12", "\"hidden_size\": 1048575, \"head_dim\": 128");
-                let text = text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4096").replace("\"intermediate_size\": 10", "\"intermediate_size\": 1048576");
+                let text = text
+                    .replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 4096")
+                    .replace("\"intermediate_size\": 10", "\"intermediate_size\": 1048576");
                 std::fs::write(folder.join("config.json"), text).unwrap();
             }),
         ),

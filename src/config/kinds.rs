@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::algorithm::{KlEstimator, LossType, ScaleRewards};
 pub use crate::data::OnBadRow;
+pub use crate::device::DeviceKind;
 pub use crate::optim::LrSchedulerType;
 
 /// What a run trains.
@@ -39,19 +40,6 @@ pub enum Init {
     Pretrained,
     /// Drawn from the seed, by the shapes in the model folder's config.json.
     Random,
-}
-
-/// Where tensors live and kernels run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceKind {
-    /// CUDA where the program is built with it and a GPU answers, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first CUDA device.
-    Cuda,
 }
 
 /// Number format of forward and backward. Master weights are f32 whatever it is.

@@ -1,0 +1,145 @@
+//! Running a model over a data set: prompts -> completions -> what the graders say.
+
+use super::{EvalFigures, EvalSample, compute_figures};
+use crate::error::{Diagnose, Exit};
+use crate::io::IoError;
+use crate::model::Decoder;
+use crate::reward::{LastInteger, Reward, RewardError, RewardInput, WeightedRewards, extract_last_integer};
+use crate::rollout::{Engine, Observer, RolloutError, RolloutRequest, SamplingConfig};
+use crate::telemetry::{EvalFigures as Headline, StepMetrics};
+use crate::text::{StopRules, TextError, Tokenizer};
+use crate::trainer::PreparedPrompt;
+use rayon::prelude::*;
+
+/// How an evaluation samples.
+#[derive(Debug, Clone)]
+pub struct EvalConfig {
+    /// Completions of each prompt.
+    pub num_samples: usize,
+    pub sampling: SamplingConfig,
+    pub stop: StopRules,
+    /// Completions that decode together; 0: all.
+    pub slots: usize,
+    pub seed: u64,
+}
+
+/// Why an evaluation failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+    #[error(transparent)]
+    Reward(#[from] RewardError),
+    #[error(transparent)]
+    Text(#[from] TextError),
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+impl EvalError {
+    fn inner(&self) -> &dyn Diagnose {
+        match self {
+            Self::Rollout(error) => error,
+            Self::Reward(error) => error,
+            Self::Text(error) => error,
+            Self::Io(error) => error,
+        }
+    }
+}
+
+impl Diagnose for EvalError {
+    fn hint(&self) -> Option<String> {
+        self.inner().hint()
+    }
+
+    fn exit(&self) -> Exit {
+        self.inner().exit()
+    }
+}
+
+/// Samples and grades completions of every prompt. A completion is right when `grader` says so; samples of a prompt
+/// stand together, in the order of `prompts`.
+///
+/// # Errors
+/// Fails where a completion cannot be sampled, decoded or scored.
+pub fn run_eval(
+    decoder: &Decoder,
+    tokenizer: &Tokenizer,
+    prompts: &[PreparedPrompt],
+    rewards: &WeightedRewards,
+    grader: &LastInteger,
+    config: &EvalConfig,
+    observer: &mut dyn Observer,
+) -> Result<Vec<EvalSample>, EvalError> {
+    let engine = Engine {
+        decoder,
+        tokenizer,
+        sampling: config.sampling,
+        stop: &config.stop,
+        slots: config.slots,
+        seed: config.seed,
+        step: 0,
+    };
+    let requests: Vec<RolloutRequest> = prompts
+        .iter()
+        .map(|prompt| RolloutRequest {
+            prompt_ids: prompt.ids.clone(),
+            prompt: prompt.row,
+            first_completion: 0,
+            num_generations: config.num_samples,
+        })
+        .collect();
+    let (groups, _) = engine.run(&requests, observer)?;
+    let rows: Vec<_> =
+        prompts.iter().zip(&groups).flat_map(|(p, g)| g.completions.iter().map(move |c| (p, c))).collect();
+    rows.par_iter()
+        .map(|(prompt, sampled)| {
+            let completion = tokenizer.decode(&sampled.ids)?;
+            let input = RewardInput {
+                prompt: &prompt.text,
+                completion: &completion,
+                completion_ids: &sampled.ids,
+                columns: &prompt.columns,
+                line: prompt.line,
+            };
+            let scored = rewards.score(&input)?;
+            let grade = grader.score(&input)?;
+            Ok(EvalSample {
+                row_index: prompt.row,
+                prompt: prompt.text.clone(),
+                num_tokens: sampled.ids.len(),
+                finish_reason: sampled.finish_reason,
+                reward: scored.total,
+                rewards: scored.parts,
+                is_correct: grade.is_some_and(|grade| grade > 0.5),
+                extracted: extract_last_integer(&completion),
+                target: prompt.columns.text(&grader.answer_column).and_then(extract_last_integer),
+                completion,
+            })
+        })
+        .collect()
+}
+
+/// The headline and the metrics (without the prefix `eval_`) of an evaluation inside a run.
+#[must_use]
+pub fn summarize(samples: &[EvalSample], rewards: &WeightedRewards) -> (Headline, StepMetrics) {
+    let names: Vec<String> = rewards.names().map(str::to_owned).collect();
+    let mut metrics = StepMetrics::new();
+    let Some(figures) = compute_figures(samples, &names) else {
+        return (Headline { accuracy: 0.0, mean_reward: 0.0, num_samples: 0 }, metrics);
+    };
+    let EvalFigures { num_samples, accuracy, mean_reward, rewards, mean_completion_tokens, clipped_ratio, .. } =
+        figures;
+    let mean_reward = mean_reward.map_or(0.0, |estimate| estimate.value);
+    metrics.gauge("accuracy", accuracy.value);
+    metrics.gauge("reward", mean_reward);
+    for (name, mean) in rewards {
+        if let Some(mean) = mean {
+            metrics.gauge(&format!("rewards/{name}/mean"), mean);
+        }
+    }
+    metrics.gauge("completions/mean_length", mean_completion_tokens);
+    metrics.gauge("completions/clipped_ratio", clipped_ratio);
+    (Headline { accuracy: accuracy.value, mean_reward, num_samples }, metrics)
+}

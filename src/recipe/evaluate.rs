@@ -1,0 +1,103 @@
+//! Evaluating a model folder or Hub model on a JSONL set.
+
+use super::RecipeError;
+use super::parts::{check_device, load_data, load_model, prepare, rewards, sampling};
+use super::train::prompt_limit;
+use crate::config::RunConfig;
+use crate::data::RowKind;
+use crate::eval::{
+    EvalConfig, EvalFigures, EvalRun, EvalSample, ResultPaths, compute_figures, run_eval, sample_rows, write_results,
+};
+use crate::reward::LastInteger;
+use crate::rollout::Observer;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What is evaluated beside the settings (`model`, the columns, `temperature`, `seed`, ...), which are those of a run.
+#[derive(Debug, Clone)]
+pub struct EvaluateOptions {
+    pub data: PathBuf,
+    /// Completions of each prompt.
+    pub num_samples: usize,
+    /// Evaluate the first rows only.
+    pub num_rows: Option<usize>,
+    /// Where the result files go; `None` writes none.
+    pub output: Option<PathBuf>,
+}
+
+/// What an evaluation found.
+#[derive(Debug)]
+pub struct Evaluation {
+    pub figures: EvalFigures,
+    pub samples: Vec<EvalSample>,
+    pub files: Option<ResultPaths>,
+}
+
+/// Samples completions for every row and grades them.
+///
+/// # Errors
+/// Fails where model or data cannot be read, or a completion cannot be sampled or scored.
+pub fn evaluate(
+    settings: &RunConfig,
+    options: &EvaluateOptions,
+    observer: &mut dyn Observer,
+) -> Result<Evaluation, RecipeError> {
+    let (started, clock) = (jiff::Zoned::now(), Instant::now());
+    let device = check_device(settings)?;
+    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+    let model = load_model(&settings.model, revision, settings.offline, template)?;
+    let mut data = load_data(&options.data, settings, RowKind::Prompt)?;
+    let all_rows = data.rows.len();
+    data.rows.truncate(options.num_rows.unwrap_or(usize::MAX));
+    let rewards = rewards(&settings.rewards, &settings.answer_column)?;
+    rewards.check_rows(&options.data, &data.rows)?;
+    let rows = data.rows.clone();
+    let limit = prompt_limit(settings, &model);
+    let prompts = prepare(&options.data, data.rows, &model.renderer(settings), limit)?.prompts;
+    let config = EvalConfig {
+        num_samples: options.num_samples,
+        sampling: sampling(settings),
+        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
+        slots: settings.rollout_slots,
+        seed: settings.seed,
+    };
+    let grader = LastInteger { answer_column: settings.answer_column.clone(), ..LastInteger::default() };
+    let (decoder, _) = model.decoder(&device, false)?;
+    let samples = run_eval(&decoder, &model.tokenizer, &prompts, &rewards, &grader, &config, observer)?;
+    let names: Vec<String> = rewards.names().map(str::to_owned).collect();
+    let Some(figures) = compute_figures(&samples, &names) else {
+        return Err(RecipeError::NoRows { path: options.data.clone(), rows: all_rows, too_long: 0, limit });
+    };
+    let files = match &options.output {
+        None => None,
+        Some(output) => {
+            let kwargs = json!({
+                "temperature": settings.temperature,
+                "top_p": settings.top_p,
+                "top_k": settings.top_k,
+                "max_completion_length": settings.max_completion_length,
+                "do_sample": settings.temperature > 0.0,
+            });
+            let run = EvalRun {
+                model: settings.model.clone(),
+                model_commit: model.resolved.commit.clone(),
+                task: Path::new(&options.data).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+                data: options.data.clone(),
+                data_sha256: data.sha256,
+                num_rows: all_rows,
+                limit: options.num_rows,
+                num_samples_per_prompt: options.num_samples,
+                generation_kwargs: kwargs.as_object().cloned().unwrap_or_default(),
+                seed: settings.seed,
+                device: "cpu".into(),
+                chat_template: model.template.as_ref().map(|template| template.text().to_owned()),
+                system_prompt: settings.system_prompt.clone(),
+                started,
+                seconds: clock.elapsed().as_secs_f64(),
+            };
+            Some(write_results(output, &run, &figures, &sample_rows(&run, &rows, &samples))?)
+        }
+    };
+    Ok(Evaluation { figures, samples, files })
+}

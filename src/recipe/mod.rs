@@ -1,0 +1,18 @@
+//! From settings to parts: the only place that wires the types together.
+//!
+//! [`train()`] is a whole run, [`evaluate`] and [`generate()`] use a finished model, [`plan`] says what a run would do. What
+//! the command line can do, a library user can do through these functions.
+
+mod error;
+mod evaluate;
+mod generate;
+mod parts;
+mod plan;
+mod train;
+
+pub use error::RecipeError;
+pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use generate::{GenerateOptions, generate};
+pub use parts::{LoadedModel, load_model};
+pub use plan::{Plan, plan};
+pub use train::{TrainReport, train};

@@ -1,0 +1,152 @@
+//! The parts that training, evaluation and generation have in common.
+
+use super::RecipeError;
+use crate::config::{ComputeDtype, RewardConfig, RunConfig};
+use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
+use crate::hub::{Resolved, resolve};
+use crate::model::{Decoder, ModelConfig, Params, SavedDtype, init_weights, load_weights};
+use crate::reward::{LastInteger, WeightedRewards};
+use crate::rollout::SamplingConfig;
+use crate::text::{ChatTemplate, PromptRenderer, StopRules, Tokenizer, eos_set};
+use crate::trainer::PreparedPrompts;
+use candle_core::Device;
+use std::path::Path;
+
+/// A model folder without its weights: everything that is cheap to read and worth checking first.
+#[derive(Debug)]
+pub struct LoadedModel {
+    pub resolved: Resolved,
+    pub config: ModelConfig,
+    pub tokenizer: Tokenizer,
+    pub template: Option<ChatTemplate>,
+    pub eos_ids: Vec<u32>,
+}
+
+/// Finds a model (a folder or a Hub id) and reads its configuration, tokenizer and chat template.
+///
+/// # Errors
+/// Fails where the model cannot be found or is not one of the supported kind.
+pub fn load_model(
+    model: &str,
+    revision: Option<&str>,
+    offline: bool,
+    chat_template: Option<&str>,
+) -> Result<LoadedModel, RecipeError> {
+    let resolved = resolve(model, revision, offline, &|message| tracing::info!("{message}"))?;
+    let config = ModelConfig::load(&resolved.folder)?;
+    config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
+    let tokenizer = Tokenizer::load(&resolved.folder)?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        return Err(RecipeError::Vocabulary { tokenizer: tokenizer.vocab_size(), model: config.vocab_size });
+    }
+    let template = ChatTemplate::load(&resolved.folder, chat_template)?;
+    let eos_ids = eos_set(&resolved.folder, &tokenizer)?;
+    Ok(LoadedModel { resolved, config, tokenizer, template, eos_ids })
+}
+
+impl LoadedModel {
+    /// Reads the weights; with `trainable`, they get gradient buffers. Also the dtype they were saved in.
+    ///
+    /// # Errors
+    /// Fails where the weight files are damaged or not those of the configuration.
+    pub fn decoder(&self, device: &Device, trainable: bool) -> Result<(Decoder, SavedDtype), RecipeError> {
+        let (tensors, dtype) = load_weights(&self.resolved.folder, &self.config)?;
+        let params = Params::new(tensors, device, trainable)?;
+        Ok((Decoder::new(self.config.clone(), params)?, dtype))
+    }
+
+    /// A decoder with weights drawn from the seed.
+    ///
+    /// # Errors
+    /// Fails where the tensors cannot be allocated.
+    pub fn random_decoder(&self, seed: u64, device: &Device) -> Result<Decoder, RecipeError> {
+        let params = Params::new(init_weights(&self.config, seed), device, true)?;
+        Ok(Decoder::new(self.config.clone(), params)?)
+    }
+
+    /// The renderer of prompts; `settings` bring the system prompt and the template's arguments.
+    #[must_use]
+    pub fn renderer(&self, settings: &RunConfig) -> PromptRenderer {
+        PromptRenderer::new(self.tokenizer.clone(), self.template.clone())
+            .with_system_prompt(settings.system_prompt.clone())
+            .with_template_kwargs(settings.chat_template_kwargs.clone())
+    }
+
+    /// When completions end.
+    #[must_use]
+    pub fn stop_rules(&self, stop_strings: &[String], max_completion_length: usize) -> StopRules {
+        StopRules { eos_ids: self.eos_ids.clone(), stop_strings: stop_strings.to_vec(), max_completion_length }
+    }
+}
+
+/// How the settings say that tokens are drawn.
+pub(super) fn sampling(settings: &RunConfig) -> SamplingConfig {
+    SamplingConfig {
+        temperature: settings.temperature as f32,
+        top_p: settings.top_p as f32,
+        top_k: settings.top_k,
+        min_p: settings.min_p.map(|p| p as f32),
+        repetition_penalty: settings.repetition_penalty as f32,
+    }
+}
+
+/// The rewards that the settings name.
+pub(super) fn rewards(configs: &[RewardConfig], answer_column: &str) -> Result<WeightedRewards, RecipeError> {
+    configs.iter().try_fold(WeightedRewards::default(), |rewards, config| match config.name.as_str() {
+        "last_integer" => Ok(rewards.with(
+            config.weight,
+            LastInteger {
+                answer_column: answer_column.to_owned(),
+                correct_reward: config.correct_reward,
+                wrong_reward: config.wrong_reward,
+            },
+        )),
+        name => Err(RecipeError::UnknownReward { name: name.to_owned() }),
+    })
+}
+
+/// Reads a data file; rows that are left out are warned of.
+pub(super) fn load_data(path: &Path, settings: &RunConfig, kind: RowKind) -> Result<Dataset, RecipeError> {
+    let config = JsonlConfig {
+        prompt_column: settings.prompt_column.clone(),
+        completion_column: settings.completion_column.clone(),
+        on_bad_row: settings.on_bad_row,
+        kind,
+        ..JsonlConfig::default()
+    };
+    let dataset = load_jsonl(path, &config)?;
+    if dataset.skipped > 0 {
+        tracing::warn!("{}: {} bad rows left out", path.display(), dataset.skipped);
+    }
+    Ok(dataset)
+}
+
+/// Renders the prompts of a file; those that are too long are left out with a warning.
+pub(super) fn prepare(
+    path: &Path,
+    rows: Vec<crate::data::Row>,
+    renderer: &PromptRenderer,
+    limit: usize,
+) -> Result<PreparedPrompts, RecipeError> {
+    let num_rows = rows.len();
+    let prepared = PreparedPrompts::new(rows, renderer, limit)?;
+    if prepared.prompts.is_empty() {
+        let (path, too_long) = (path.to_owned(), prepared.too_long);
+        return Err(RecipeError::NoRows { path, rows: num_rows, too_long, limit });
+    }
+    if prepared.too_long > 0 {
+        let (path, too_long) = (path.display(), prepared.too_long);
+        tracing::warn!("{path}: {too_long} prompts are longer than max_prompt_length = {limit} and were left out");
+    }
+    Ok(prepared)
+}
+
+/// Refuses what the device cannot do.
+pub(super) fn check_device(settings: &RunConfig) -> Result<Device, RecipeError> {
+    crate::device::set_threads(settings.threads)?;
+    let device = crate::device::open(settings.device)?;
+    if settings.dtype == ComputeDtype::Bf16 && device.is_cpu() {
+        return Err(RecipeError::Dtype);
+    }
+    Ok(device)
+}

@@ -1,0 +1,183 @@
+//! What a run would do, without doing it: the first prompt, the batch arithmetic, an estimate of the memory.
+
+use super::RecipeError;
+use super::parts::{LoadedModel, check_device, load_data, load_model, prepare, rewards};
+use super::train::prompt_limit;
+use crate::config::{Algorithm, RunConfig};
+use crate::data::RowKind;
+use crate::model::ModelConfig;
+use crate::trainer::{ExampleConfig, prepare_examples};
+use serde::Serialize;
+use std::fmt::Write;
+use std::path::Path;
+
+/// What a run would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    pub algorithm: &'static str,
+    pub model: String,
+    pub parameters: usize,
+    /// Rows of the training file that are used.
+    pub rows: usize,
+    pub prompts_per_step: usize,
+    /// 1 for supervised fine-tuning.
+    pub num_generations: usize,
+    pub completions_per_step: usize,
+    pub max_steps: u64,
+    /// The most tokens that a step can run through the model in training.
+    pub max_tokens_per_step: usize,
+    /// The most micro-batches that makes.
+    pub max_micro_batches: usize,
+    pub memory: Memory,
+    /// The first prompt as the model reads it, and its tokens.
+    pub first_prompt: String,
+    pub first_prompt_ids: Vec<u32>,
+}
+
+/// Estimated bytes of a run's large parts.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Memory {
+    pub weights: usize,
+    pub gradients: usize,
+    pub moments: usize,
+    pub reference: usize,
+    pub kv_cache: usize,
+    pub activations: usize,
+}
+
+impl Memory {
+    /// The peak: the cache and the activations are never there at one time.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        self.weights + self.gradients + self.moments + self.reference + self.kv_cache.max(self.activations)
+    }
+}
+
+/// Resolves everything that a run needs, reads no weights and writes nothing.
+///
+/// # Errors
+/// Whatever the run would fail with before its first step, damaged weight files apart.
+pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
+    check_device(settings)?;
+    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+    let model = load_model(&settings.model, revision, settings.offline, template)?;
+    let path = Path::new(&settings.train_file);
+    let (rows, first_prompt, first_prompt_ids, longest_prompt) = match settings.algorithm {
+        Algorithm::Grpo => {
+            let data = load_data(path, settings, RowKind::Prompt)?;
+            rewards(&settings.rewards, &settings.answer_column)?.check_rows(path, &data.rows)?;
+            let limit = prompt_limit(settings, &model);
+            let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
+            let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
+            (prompts.len(), prompts[0].text.clone(), prompts[0].ids.clone(), longest)
+        }
+        Algorithm::Sft => first_example(settings, &model, path)?,
+    };
+    let is_grpo = settings.algorithm == Algorithm::Grpo;
+    let num_generations = if is_grpo { settings.num_generations } else { 1 };
+    let prompts_per_step = settings.prompts_per_optimizer_step();
+    let repeats = if is_grpo { settings.num_iterations as u64 } else { 1 };
+    let of_epochs = (settings.num_train_epochs * rows as f64 / prompts_per_step as f64).ceil() as u64 * repeats;
+    let max_tokens_per_step = prompts_per_step * (longest_prompt + num_generations * settings.max_completion_length);
+    let budget = settings.max_tokens_per_micro_batch;
+    Ok(Plan {
+        algorithm: settings.algorithm.name(),
+        model: settings.model.clone(),
+        parameters: model.config.num_parameters(),
+        rows,
+        prompts_per_step,
+        num_generations,
+        completions_per_step: prompts_per_step * num_generations,
+        max_steps: settings.max_steps.unwrap_or(of_epochs.max(1)),
+        max_tokens_per_step,
+        max_micro_batches: max_tokens_per_step.div_ceil(budget),
+        memory: memory(settings, &model.config, max_tokens_per_step.min(budget), longest_prompt),
+        first_prompt,
+        first_prompt_ids,
+    })
+}
+
+fn first_example(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    path: &Path,
+) -> Result<(usize, String, Vec<u32>, usize), RecipeError> {
+    let data = load_data(path, settings, RowKind::Completion)?;
+    let limits = ExampleConfig {
+        max_prompt_length: settings.max_prompt_length,
+        max_completion_length: settings.max_completion_length,
+        completion_only_loss: settings.completion_only_loss,
+    };
+    let (examples, left_out) = prepare_examples(&data.rows, &model.renderer(settings), limits)?;
+    let Some(first) = examples.first() else {
+        return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
+    };
+    let ids: Vec<u32> = first.prompt_ids.iter().chain(&first.completion_ids).copied().collect();
+    let longest = examples.iter().map(|e| e.prompt_ids.len()).max().unwrap_or(0);
+    Ok((examples.len(), model.tokenizer.decode_with_special(&ids)?, ids, longest))
+}
+
+/// Bytes of the large parts, all f32.
+fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Memory {
+    const F32: usize = 4;
+    let is_grpo = settings.algorithm == Algorithm::Grpo;
+    let weights = F32 * config.num_parameters();
+    let kv_width = config.num_key_value_heads * config.head_dim;
+    let q_width = config.num_attention_heads * config.head_dim;
+    let rows = settings.prompts_per_optimizer_step()
+        * (longest_prompt + settings.num_generations * settings.max_completion_length);
+    // What a layer keeps for its backward pass: its input, the sum after attention, q, k, v, the attended values, the
+    // gate and up projections.
+    let layer = 2 * config.hidden_size + 2 * q_width + 2 * kv_width + 2 * config.intermediate_size;
+    let kept = if settings.gradient_checkpointing {
+        config.num_hidden_layers * config.hidden_size + 2 * layer
+    } else {
+        config.num_hidden_layers * layer + layer
+    };
+    Memory {
+        weights,
+        gradients: weights,
+        moments: 2 * weights,
+        reference: if is_grpo && settings.beta > 0.0 { weights } else { 0 },
+        kv_cache: if is_grpo { crate::model::KvCache::bytes(config, rows) } else { 0 },
+        activations: F32 * tokens * kept,
+    }
+}
+
+impl Plan {
+    /// The plan for people.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let m = &self.memory;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:<14}{value}");
+        };
+        line("model", format!("{} ({} parameters)", self.model, self.parameters));
+        line("algorithm", self.algorithm.to_owned());
+        line("rows", self.rows.to_string());
+        line(
+            "step",
+            format!(
+                "{} prompts x {} = {} completions",
+                self.prompts_per_step, self.num_generations, self.completions_per_step
+            ),
+        );
+        line("steps", self.max_steps.to_string());
+        line(
+            "tokens",
+            format!("at most {} a step, in at most {} micro-batches", self.max_tokens_per_step, self.max_micro_batches),
+        );
+        line("memory", format!("about {}", mib(m.peak())));
+        line("", format!("weights {}, gradients {}, moments {}", mib(m.weights), mib(m.gradients), mib(m.moments)));
+        line(
+            "",
+            format!("reference {}, cache {}, activations {}", mib(m.reference), mib(m.kv_cache), mib(m.activations)),
+        );
+        line("first prompt", format!("{:?}", self.first_prompt));
+        line("token ids", format!("{:?}", self.first_prompt_ids));
+        text
+    }
+}

@@ -1,0 +1,409 @@
+//! A whole training run: find, check, load, train, write, evaluate what was written.
+
+use super::RecipeError;
+use super::parts::{LoadedModel, check_device, load_data, load_model, prepare, rewards, sampling};
+use crate::algorithm::ObjectiveConfig;
+use crate::checkpoint::{
+    CardFacts, CardResult, CheckpointDir, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState, TrainingState,
+    base_license, export_model, model_card, require_compatible, verify,
+};
+use crate::config::{Algorithm, Init, Resume, RunConfig, SaveDtype};
+use crate::data::{Dataset, RowKind, RowOrder};
+use crate::eval::{EvalConfig, run_eval, summarize};
+use crate::io::{DirLock, sha256_file, write_atomic};
+use crate::model::{Decoder, Params, SavedDtype};
+use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
+use crate::reward::LastInteger;
+use crate::rollout::SamplingConfig;
+use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
+use crate::trainer::run::Evaluate;
+use crate::trainer::{
+    ExampleConfig, Grpo, GrpoConfig, Method, ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, Sft, SftConfig,
+    TrainError, Trainer, prepare_examples, restore, stop::StopSignal,
+};
+use candle_core::Device;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// How a run ended and what it found.
+#[derive(Debug)]
+pub struct TrainReport {
+    pub outcome: Outcome,
+    pub summary: Summary,
+}
+
+/// Trains as the settings say. `run_config` is their TOML text, saved with each checkpoint.
+///
+/// # Errors
+/// Whatever goes wrong; the last checkpoint is as it was.
+pub fn train(settings: &RunConfig, run_config: &str, stop: StopSignal) -> Result<TrainReport, RecipeError> {
+    let started = Instant::now();
+    let device = check_device(settings)?;
+    let model = Arc::new(load_model(
+        &settings.model,
+        settings.revision.as_deref(),
+        settings.offline,
+        settings.chat_template.as_deref(),
+    )?);
+    let data = load_data(Path::new(&settings.train_file), settings, row_kind(settings))?;
+    let _lock = DirLock::acquire(&settings.output_dir)?;
+    let identity = identity(settings, &model, &data)?;
+    let checkpoints = CheckpointDir::new(&settings.output_dir);
+    checkpoints.remove_stale()?;
+    let resumed = resume(settings, &checkpoints, &identity)?;
+
+    let evaluate = evaluator(settings, &model)?;
+    let (method, max_steps) = method(settings, &model, data, &device)?;
+    let (mut policy, base_dtype) = policy(settings, &model, max_steps, &device)?;
+    let mut state = TrainingState::start(identity.clone());
+    let mut history = TrainerState::new();
+    let mut kept = None;
+    if let Some(folder) = &resumed {
+        state = TrainingState::load(folder)?;
+        state.identity = identity;
+        history = TrainerState::load_or_new(folder)?;
+        kept = if state.iteration > 0 { SavedRollouts::load(folder)? } else { None };
+        restore(&mut policy, folder, state.step)?;
+        tracing::info!("continuing from {} at step {}", folder.display(), state.step);
+    }
+    fill_history(&mut history, settings, max_steps);
+    let save_dtype = save_dtype(settings, base_dtype);
+    let mut trainer = Trainer {
+        policy,
+        method,
+        settings: RunSettings {
+            max_steps,
+            eval_steps: settings.eval_steps,
+            eval_on_start: settings.eval_on_start,
+            save_steps: settings.save_steps,
+            save_total_limit: settings.save_total_limit,
+        },
+        metrics: JsonlSink::open(&settings.output_dir.join("metrics.jsonl"), state.metrics_bytes)?,
+        completions: CompletionsSink::open(&settings.output_dir.join("completions.jsonl"), state.completions_bytes)?,
+        console: Console::new(max_steps, state.step, settings.logging_steps),
+        state,
+        history,
+        kept,
+        checkpoints,
+        write_model: model_writer(model.resolved.folder.clone(), save_dtype),
+        evaluate: evaluate.clone().map(|evaluate| -> Evaluate { Box::new(move |decoder| evaluate(decoder)) }),
+        stop,
+        run_config: run_config.to_owned(),
+    };
+    let outcome = trainer.run()?;
+    trainer.console.finish();
+    let mut after = None;
+    if outcome == Outcome::Finished {
+        let finish = |folder: &Path| {
+            let figures =
+                evaluate.as_ref().map(|evaluate| evaluate_folder(folder, &device, evaluate.as_ref())).transpose()?;
+            let card = card(settings, &model, &trainer.state, figures);
+            write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
+            Ok(figures)
+        };
+        after = trainer.publish(finish)?;
+    }
+    let summary = Summary {
+        before: trainer.state.before,
+        after,
+        steps: trainer.state.step,
+        secs: started.elapsed().as_secs_f64(),
+        model: settings.output_dir.clone(),
+        next_command: Some(next_command(settings, outcome)),
+    };
+    Ok(TrainReport { outcome, summary })
+}
+
+fn row_kind(settings: &RunConfig) -> RowKind {
+    match settings.algorithm {
+        Algorithm::Grpo => RowKind::Prompt,
+        Algorithm::Sft => RowKind::Completion,
+    }
+}
+
+fn identity(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<RunIdentity, RecipeError> {
+    let tensors = model.config.tensors();
+    let config = serde_json::to_value(settings).unwrap_or_default();
+    Ok(RunIdentity {
+        config: RunIdentity::flatten(&config),
+        model: settings.model.clone(),
+        revision: model.resolved.commit.clone(),
+        tokenizer_sha256: sha256_file(&model.resolved.folder.join("tokenizer.json"))?.1,
+        data_sha256: data.sha256.clone(),
+        shapes_sha256: RunIdentity::hash_shapes(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()))),
+    })
+}
+
+/// The checkpoint to continue from, as `resume` asks; `None` for a fresh run.
+fn resume(
+    settings: &RunConfig,
+    checkpoints: &CheckpointDir,
+    identity: &RunIdentity,
+) -> Result<Option<PathBuf>, RecipeError> {
+    let (folder, step, skipped) = match settings.resume_choice() {
+        Resume::Never => {
+            checkpoints.make_way(None, &[])?;
+            return Ok(None);
+        }
+        Resume::Auto => match checkpoints.newest_valid()? {
+            None => {
+                tracing::info!("no checkpoint in {}: starting afresh", settings.output_dir.display());
+                return Ok(None);
+            }
+            Some(found) => (found.path, found.step, found.skipped),
+        },
+        Resume::From(path) => {
+            let manifest = verify(&path)?;
+            (path, manifest.step, Vec::new())
+        }
+    };
+    let saved = TrainingState::load(&folder)?;
+    for difference in require_compatible(&folder, &saved.identity, identity, saved.iteration > 0)? {
+        tracing::warn!("not as in the checkpoint: {difference}");
+    }
+    for (path, problem) in &skipped {
+        tracing::warn!("{} is damaged and was left out: {problem}", path.display());
+    }
+    checkpoints.make_way(Some(step), &skipped)?;
+    Ok(Some(folder))
+}
+
+/// The algorithm with its data, and the optimizer steps of the whole run.
+fn method(
+    settings: &RunConfig,
+    model: &Arc<LoadedModel>,
+    data: Dataset,
+    device: &Device,
+) -> Result<(Method, u64), RecipeError> {
+    let path = Path::new(&settings.train_file);
+    let renderer = model.renderer(settings);
+    let per_step = settings.prompts_per_optimizer_step();
+    let steps = |rows: usize, repeats: u64| {
+        let of_epochs = (settings.num_train_epochs * rows as f64 / per_step as f64).ceil() as u64 * repeats;
+        settings.max_steps.unwrap_or(of_epochs.max(1))
+    };
+    match settings.algorithm {
+        Algorithm::Sft => {
+            let limits = ExampleConfig {
+                max_prompt_length: settings.max_prompt_length,
+                max_completion_length: settings.max_completion_length,
+                completion_only_loss: settings.completion_only_loss,
+            };
+            let (examples, left_out) = prepare_examples(&data.rows, &renderer, limits)?;
+            if examples.is_empty() {
+                return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
+            }
+            if left_out > 0 {
+                tracing::warn!("{}: {left_out} rows are empty or too long and were left out", path.display());
+            }
+            let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
+            let max_steps = steps(examples.len(), 1);
+            let config =
+                SftConfig { rows_per_step: per_step, max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch };
+            Ok((Method::Sft(Sft { config, examples, order }), max_steps))
+        }
+        Algorithm::Grpo => {
+            let rewards = rewards(&settings.rewards, &settings.answer_column)?;
+            rewards.check_rows(path, &data.rows)?;
+            let limit = prompt_limit(settings, model);
+            let prompts = prepare(path, data.rows, &renderer, limit)?.prompts;
+            // One round on a set of rollouts is `num_iterations` optimizer steps.
+            let max_steps = steps(prompts.len(), settings.num_iterations as u64);
+            let grpo = Grpo {
+                config: grpo_config(settings, model),
+                order: RowOrder::new(settings.seed, prompts.len(), settings.shuffle),
+                prompts,
+                rewards,
+                tokenizer: model.tokenizer.clone(),
+                reference: reference(settings, model, device)?,
+            };
+            if grpo.config.sampling.is_truncated() {
+                tracing::info!(
+                    "top_p, top_k, min_p or repetition_penalty is on: log-probs are those of the whole distribution"
+                );
+            }
+            Ok((Method::Grpo(Box::new(grpo)), max_steps))
+        }
+    }
+}
+
+/// Longest prompt that is kept: at least one token of the context must be left for the completion.
+pub(super) fn prompt_limit(settings: &RunConfig, model: &LoadedModel) -> usize {
+    settings.max_prompt_length.min(model.config.max_position_embeddings.saturating_sub(1))
+}
+
+fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
+    GrpoConfig {
+        prompts_per_step: settings.prompts_per_optimizer_step(),
+        num_generations: settings.num_generations,
+        num_iterations: settings.num_iterations.max(1) as u64,
+        objective: ObjectiveConfig {
+            loss_type: settings.loss_type,
+            epsilon: settings.epsilon,
+            epsilon_high: settings.resolved_epsilon_high(),
+            delta: settings.delta,
+            beta: settings.beta,
+            kl_estimator: settings.kl_estimator,
+            max_completion_length: settings.max_completion_length,
+            gamma: settings.gamma,
+        },
+        scale_rewards: settings.scale_rewards,
+        mask_truncated_completions: settings.mask_truncated_completions,
+        sampling: sampling(settings),
+        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
+        rollout_slots: settings.rollout_slots,
+        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+        log_completions: settings.log_completions,
+        seed: settings.seed,
+    }
+}
+
+/// The frozen start model; none where beta is 0.
+fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Decoder>, RecipeError> {
+    if settings.beta <= 0.0 {
+        return Ok(None);
+    }
+    Ok(Some(match settings.init {
+        Init::Pretrained => model.decoder(device, false)?.0,
+        Init::Random => model.random_decoder(settings.seed, device)?,
+    }))
+}
+
+fn policy(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    max_steps: u64,
+    device: &Device,
+) -> Result<(Policy, SavedDtype), RecipeError> {
+    let (decoder, dtype) = match settings.init {
+        Init::Pretrained => model.decoder(device, true)?,
+        Init::Random => (model.random_decoder(settings.seed, device)?, SavedDtype::F32),
+    };
+    let config = PolicyConfig {
+        adamw: AdamWConfig {
+            beta1: settings.adam_beta1,
+            beta2: settings.adam_beta2,
+            eps: settings.adam_epsilon,
+            weight_decay: settings.weight_decay,
+        },
+        learning_rate: settings.resolved_learning_rate(),
+        schedule: LrSchedule {
+            kind: settings.lr_scheduler_type,
+            warmup_steps: warmup_steps(settings.warmup_steps, max_steps),
+            num_steps: max_steps,
+        },
+        max_grad_norm: Some(settings.max_grad_norm),
+        gradient_checkpointing: settings.gradient_checkpointing,
+    };
+    Ok((Policy::new(decoder, config), dtype))
+}
+
+fn save_dtype(settings: &RunConfig, base: SavedDtype) -> SavedDtype {
+    match settings.save_dtype {
+        SaveDtype::Auto => base,
+        SaveDtype::F32 => SavedDtype::F32,
+        SaveDtype::Bf16 => SavedDtype::Bf16,
+        SaveDtype::F16 => SavedDtype::F16,
+    }
+}
+
+fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
+    Box::new(move |folder: &Path, params: &Params| {
+        let specs: Vec<(&str, &[usize])> = params.iter().map(|p| (p.name.as_str(), p.weight.value().dims())).collect();
+        let values: Vec<_> = params.iter().map(|p| p.weight.value()).collect();
+        let data = |index: usize| Ok::<_, TrainError>(Cow::Owned(values[index].flatten_all()?.to_vec1::<f32>()?));
+        export_model(folder, &base, &specs, data, dtype, SHARD_BYTES)
+    })
+}
+
+type Evaluator = dyn Fn(&Decoder) -> Result<(EvalFigures, crate::telemetry::StepMetrics), TrainError>;
+
+/// Greedy evaluation on `eval_file`, where one is set; its data is checked now.
+fn evaluator(settings: &RunConfig, model: &Arc<LoadedModel>) -> Result<Option<Arc<Evaluator>>, RecipeError> {
+    let Some(file) = &settings.eval_file else { return Ok(None) };
+    let path = Path::new(file);
+    let mut data = load_data(path, settings, RowKind::Prompt)?;
+    data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
+    let rewards = rewards(&settings.rewards, &settings.answer_column)?;
+    rewards.check_rows(path, &data.rows)?;
+    let prompts = prepare(path, data.rows, &model.renderer(settings), prompt_limit(settings, model))?.prompts;
+    let config = EvalConfig {
+        num_samples: 1,
+        sampling: SamplingConfig::greedy(),
+        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
+        slots: settings.rollout_slots,
+        seed: settings.seed,
+    };
+    let grader = LastInteger { answer_column: settings.answer_column.clone(), ..LastInteger::default() };
+    let tokenizer = model.tokenizer.clone();
+    Ok(Some(Arc::new(move |decoder: &Decoder| {
+        let samples =
+            run_eval(decoder, &tokenizer, &prompts, &rewards, &grader, &config, &mut ()).map_err(TrainError::other)?;
+        Ok(summarize(&samples, &rewards))
+    })))
+}
+
+/// Reads a written model folder back and evaluates that.
+fn evaluate_folder(folder: &Path, device: &Device, evaluate: &Evaluator) -> Result<EvalFigures, TrainError> {
+    let model = load_model(&folder.to_string_lossy(), None, true, None).map_err(TrainError::other)?;
+    let (decoder, _) = model.decoder(device, false).map_err(TrainError::other)?;
+    Ok(evaluate(&decoder)?.0)
+}
+
+fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64) {
+    history.max_steps = max_steps;
+    history.eval_steps = settings.eval_steps;
+    history.logging_steps = settings.logging_steps;
+    history.save_steps = settings.save_steps;
+    history.num_train_epochs = settings.num_train_epochs.ceil() as u64;
+    history.train_batch_size = match settings.algorithm {
+        Algorithm::Grpo => settings.completions_per_step() as u64,
+        Algorithm::Sft => settings.prompts_per_step as u64,
+    };
+}
+
+fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after: Option<EvalFigures>) -> String {
+    let file_name = |file: &str| Path::new(file).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut key_settings = vec![
+        ("learning_rate".to_owned(), settings.resolved_learning_rate().to_string()),
+        ("prompts_per_step".to_owned(), settings.prompts_per_optimizer_step().to_string()),
+    ];
+    if settings.algorithm == Algorithm::Grpo {
+        key_settings.extend([
+            ("num_generations".to_owned(), settings.num_generations.to_string()),
+            ("beta".to_owned(), settings.beta.to_string()),
+            ("temperature".to_owned(), settings.temperature.to_string()),
+        ]);
+    }
+    let results = after.map(|after| CardResult {
+        metric: "accuracy".into(),
+        dataset: file_name(settings.eval_file.as_deref().unwrap_or_default()),
+        before: state.before.map(|before| before.accuracy),
+        after: after.accuracy,
+    });
+    model_card(&CardFacts {
+        model_name: file_name(&settings.output_dir.to_string_lossy()),
+        base_model: model.resolved.repo.clone(),
+        algorithm: settings.algorithm.name().into(),
+        datasets: vec![file_name(&settings.train_file)],
+        license: base_license(&model.resolved.folder),
+        is_chat: model.template.is_some(),
+        steps: state.step,
+        settings: key_settings,
+        results: results.into_iter().collect(),
+        versions: vec![("candlewick".into(), env!("CARGO_PKG_VERSION").into())],
+    })
+}
+
+fn next_command(settings: &RunConfig, outcome: Outcome) -> String {
+    let output = settings.output_dir.display();
+    match (outcome, &settings.eval_file) {
+        (Outcome::Interrupted(_), _) => "the same command with --resume auto goes on".to_owned(),
+        (Outcome::Finished, Some(file)) => {
+            format!("candlewick eval {output} --data {file} --num-samples 4 --temperature 1")
+        }
+        (Outcome::Finished, None) => format!("candlewick generate {output} \"your prompt\""),
+    }
+}
