@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn output(args: &[&str]) -> Output {
-    candlewick(args).output().unwrap()
+    candlewick(args).output().expect("the program starts")
 }
 
 #[test]

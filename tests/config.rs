@@ -2,14 +2,15 @@
 
 use candlewick::config::{Algorithm, Layers, Override, Place, RunConfig, reference_page};
 use candlewick::error::{Diagnose, Exit};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Layers over one file with this text. The folder lives as long as the test needs the file.
 fn layers(text: &str) -> (tempfile::TempDir, Layers) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("run.toml");
-    std::fs::write(&path, text).unwrap();
+    std::fs::write(&path, text).expect("a temporary file");
     let layers = Layers::from_files([path]);
     (folder, layers)
 }
@@ -87,7 +88,7 @@ fn each_wrong_file_gives_its_message() {
     let mut all = String::new();
     for (name, text) in WRONG {
         let (folder, layers) = layers(&format!("{COMPLETE}{text}"));
-        all.push_str(&format!("======== {name}\n{}\n\n", message(folder.path(), &layers)));
+        writeln!(all, "======== {name}\n{}\n", message(folder.path(), &layers)).unwrap();
     }
     insta::assert_snapshot!(all);
 }

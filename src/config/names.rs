@@ -210,15 +210,15 @@ mod tests {
     use super::*;
     use crate::config::{RewardConfig, RunConfig};
 
-    fn keys(value: serde_json::Value) -> Vec<String> {
+    fn keys(value: &serde_json::Value) -> Vec<String> {
         value.as_object().unwrap().keys().cloned().collect()
     }
 
     #[test]
     fn the_names_read_from_the_source_are_those_that_serde_knows() {
         let names = |fields: &[Field]| fields.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&RUN_FIELDS), keys(serde_json::to_value(RunConfig::default()).unwrap()));
-        assert_eq!(names(&REWARD_FIELDS), keys(serde_json::to_value(RewardConfig::default()).unwrap()));
+        assert_eq!(names(&RUN_FIELDS), keys(&serde_json::to_value(RunConfig::default()).unwrap()));
+        assert_eq!(names(&REWARD_FIELDS), keys(&serde_json::to_value(RewardConfig::default()).unwrap()));
     }
 
     #[test]
