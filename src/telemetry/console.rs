@@ -105,7 +105,7 @@ impl MetricSink for Console {
     fn log(&mut self, step: u64, metrics: &StepMetrics) -> Result<(), TelemetryError> {
         if let Some(bars) = &self.bars {
             bars.steps.set_position(step);
-            bars.steps.set_message(figures(metrics));
+            bars.steps.set_message(figures(metrics) + &eta(self.eta_secs(step)));
             bars.rollout.reset();
         } else if step.is_multiple_of(self.logging_steps) || step == self.total_steps {
             self.message(&line(step, self.total_steps, metrics, self.eta_secs(step)));
@@ -127,9 +127,7 @@ impl Drop for Console {
 impl Bars {
     fn new(total_steps: u64, steps_done: u64) -> Self {
         let steps = bars().add(ProgressBar::new(total_steps).with_position(steps_done));
-        steps.set_style(style("{bar:30} step {pos}/{len}  {msg}  eta {eta}"));
-        // Without the reset the steps of an earlier process would count as instantaneous in the time left.
-        steps.reset_eta();
+        steps.set_style(style("{bar:30} step {pos}/{len}  {msg}"));
         steps.enable_steady_tick(Duration::from_millis(500));
         let rollout = bars().add(ProgressBar::new(0));
         rollout.set_style(style("{bar:30} completions {pos}/{len}"));
@@ -162,8 +160,12 @@ fn figures(metrics: &StepMetrics) -> String {
 
 /// One readable line for logs without a terminal.
 fn line(step: u64, total_steps: u64, metrics: &StepMetrics, eta_secs: Option<f64>) -> String {
-    let eta = eta_secs.map_or_else(String::new, |secs| format!("  eta {}", duration(secs)));
-    format!("step {step}/{total_steps}  {}{eta}", figures(metrics))
+    format!("step {step}/{total_steps}  {}{}", figures(metrics), eta(eta_secs))
+}
+
+/// The time left; nothing before the first step of this process, when there is nothing to judge by.
+fn eta(secs: Option<f64>) -> String {
+    secs.map_or_else(String::new, |secs| format!("  eta {}", duration(secs)))
 }
 
 #[cfg(test)]
