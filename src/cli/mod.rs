@@ -5,8 +5,12 @@
 
 mod config;
 mod data;
+mod eval;
 mod failure;
+mod generate;
+mod sampling;
 mod settings;
+mod train;
 
 pub use failure::Failure;
 
@@ -34,6 +38,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Train(Box<train::TrainArgs>),
+    Eval(eval::EvalArgs),
+    Generate(generate::GenerateArgs),
     Config(config::ConfigArgs),
     Data(data::DataArgs),
 }
@@ -50,6 +57,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure
     };
     start_logging(cli.verbose, cli.quiet);
     match cli.verb {
+        Verb::Train(args) => train::run(&args),
+        Verb::Eval(args) => eval::run(&args),
+        Verb::Generate(args) => generate::run(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Data(args) => data::run(args),
     }

@@ -1,0 +1,83 @@
+//! The arguments of the verbs that sample from a finished model.
+
+use candlewick::config::{DeviceKind, RunConfig};
+use clap::Args;
+
+/// How tokens are drawn, and where the model runs.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling")]
+pub struct SamplingArgs {
+    /// Sampling temperature; 0 takes the most likely token.
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    temperature: f64,
+    /// Keep the most likely tokens whose probabilities add up to this much.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    top_p: f64,
+    /// Keep this many of the most likely tokens; 0 keeps all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    top_k: usize,
+    /// Keep tokens at least this likely relative to the most likely one.
+    #[arg(long, value_name = "X")]
+    min_p: Option<f64>,
+    /// Make tokens that occurred already less likely; 1 is off.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Longest completion, in tokens.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    max_completion_length: usize,
+    /// A text that ends a completion. May be repeated.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Names every random draw.
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    seed: u64,
+    /// A system message in front of the prompt; it goes through the chat template.
+    #[arg(long = "system", value_name = "TEXT")]
+    system_prompt: Option<String>,
+    /// Branch, tag or commit of a Hub id.
+    #[arg(long, value_name = "REV")]
+    revision: Option<String>,
+    /// auto, cpu or cuda.
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = device)]
+    device: DeviceKind,
+    /// CPU threads.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Allow no network access.
+    #[arg(long)]
+    offline: bool,
+}
+
+fn device(name: &str) -> Result<DeviceKind, String> {
+    match name {
+        "auto" => Ok(DeviceKind::Auto),
+        "cpu" => Ok(DeviceKind::Cpu),
+        "cuda" => Ok(DeviceKind::Cuda),
+        _ => Err("expected auto, cpu or cuda".into()),
+    }
+}
+
+impl SamplingArgs {
+    /// The arguments as settings of `model`.
+    pub fn settings(&self, model: &str) -> RunConfig {
+        RunConfig {
+            model: model.to_owned(),
+            temperature: self.temperature.max(0.0),
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            max_completion_length: self.max_completion_length.max(1),
+            // Prompts are bounded by the model's context alone.
+            max_prompt_length: usize::MAX,
+            stop: self.stop.clone(),
+            seed: self.seed,
+            system_prompt: self.system_prompt.clone(),
+            revision: self.revision.clone(),
+            device: self.device,
+            threads: self.threads.map(usize::from),
+            offline: self.offline,
+            ..RunConfig::default()
+        }
+    }
+}

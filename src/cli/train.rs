@@ -1,0 +1,58 @@
+//! `candlewick train`: a run from settings to a checkpoint.
+
+use super::settings::Settings;
+use super::{Failure, print};
+use candlewick::io::IoError;
+use candlewick::recipe::{plan, train};
+use candlewick::trainer::{Outcome, stop::StopSignal};
+use clap::Args;
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Train a model.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  candlewick train configs/quickstart.toml\n  \
+    candlewick train configs/quickstart.toml --learning-rate 1e-4 --set epsilon=0.1 --output-dir output/other\n  \
+    candlewick train configs/quickstart.toml --resume auto")]
+pub struct TrainArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// Say what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object at the end instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(args: &TrainArgs) -> Result<ExitCode, Failure> {
+    let resolved = args.settings.layers().resolve()?;
+    if args.dry_run {
+        let plan = plan(&resolved.config)?;
+        let text = if args.json { format!("{:#}\n", json!(plan)) } else { plan.render() };
+        return print(&text).map(|()| ExitCode::SUCCESS);
+    }
+    let stop = StopSignal::install().map_err(IoError::of("handle signals of", Path::new("this process")))?;
+    let report = train(&resolved.config, &resolved.to_toml(), stop)?;
+    let summary = &report.summary;
+    let text = if args.json {
+        let figures = |figures: Option<candlewick::telemetry::EvalFigures>| json!(figures);
+        let object = json!({
+            "before": figures(summary.before),
+            "after": figures(summary.after),
+            "steps": summary.steps,
+            "seconds": summary.secs,
+            "model": summary.model,
+        });
+        format!("{object:#}\n")
+    } else {
+        summary.render()
+    };
+    print(&text)?;
+    Ok(match report.outcome {
+        Outcome::Finished => ExitCode::SUCCESS,
+        Outcome::Interrupted(exit) => ExitCode::from(exit as u8),
+    })
+}
