@@ -196,7 +196,8 @@ def make(name, config, model_class, is_long, tok, seed):
     model = model_class.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
 
     vocab = config.vocab_size
-    input_ids = torch.randint(0, vocab, (NUM_INPUT,), generator=generator)
+    # Without the pad token (0): torch gives the looked-up row of padding_idx no gradient, a rule for padding only.
+    input_ids = torch.randint(1, vocab, (NUM_INPUT,), generator=generator)
     logits = model(input_ids[None]).logits[0]
     nll = torch.nn.functional.cross_entropy(logits[:-1], input_ids[1:], reduction="none")
     loss = nll.mean()
