@@ -28,7 +28,9 @@ pub struct TrainArgs {
 
 /// Runs the verb.
 pub fn run(args: &TrainArgs) -> Result<ExitCode, Failure> {
-    let resolved = args.settings.layers().resolve()?;
+    let mut layers = args.settings.layers();
+    layers.must_find_data = true;
+    let resolved = layers.resolve()?;
     if args.dry_run {
         let plan = plan(&resolved.config)?;
         let text = if args.json { format!("{:#}\n", json!(plan)) } else { plan.render() };
