@@ -44,7 +44,12 @@ pub fn bits(seed: u64, stream: Stream, at: [u64; 4]) -> u64 {
     // The stream and the high halves of the coordinates are folded into the key by a block of their own, so that no
     // coordinate is cut to 32 bits.
     let key = philox(
-        [stream as u32, (at[0] >> 32) as u32, (at[1] >> 32) as u32, ((at[2] >> 32) ^ ((at[3] >> 32) << 16)) as u32],
+        [
+            stream as u32,
+            (at[0] >> 32) as u32,
+            (at[1] >> 32) as u32,
+            (at[2] >> 32) as u32 ^ ((at[3] >> 32) as u32).rotate_left(16),
+        ],
         [seed as u32, (seed >> 32) as u32],
     );
     let block = philox([at[0] as u32, at[1] as u32, at[2] as u32, at[3] as u32], [key[0] ^ key[2], key[1] ^ key[3]]);

@@ -7,7 +7,8 @@
 //!
 //! Scores of one query and head are all that is ever held; the backward pass computes them again.
 
-use super::math::{axpy, dot, exp_sum_in_place, max, vectorized};
+use super::math::{axpy, dot, exp_sum_in_place, max};
+use super::simd::kernel;
 use super::storage::{Mat, Shared, mat, update};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -114,33 +115,44 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads
     update(&y, |y| {
         y.data.par_chunks_mut(width).enumerate().with_min_len(2).for_each_init(Vec::new, |scores, (row, y)| {
             scores.resize(contexts[row].num_keys(), 0.0);
-            vectorized(|| attend_row(q.row(row), &k, &v, &contexts[row], heads, scores, y));
+            attend_row(q.row(row), k, v, &contexts[row], heads, scores, y);
         });
         Ok(())
     })?;
     Ok(y)
 }
 
-#[inline(always)]
-fn attend_row(q: &[f32], k: &Mat<'_>, v: &Mat<'_>, at: &Context, heads: Heads, scores: &mut [f32], y: &mut [f32]) {
-    let (e, shared) = (heads.head_dim, heads.num_heads / heads.num_kv_heads);
-    for head in 0..heads.num_heads {
-        let column = head / shared * e;
-        let sum = softmax_weights(&q[head * e..][..e], k, column, at, heads.scale(), scores);
-        let y = &mut y[head * e..][..e];
-        y.fill(0.0);
-        for (p, row) in scores.iter().zip(at.rows()) {
-            axpy(*p, &v.row(row)[column..][..e], y);
+kernel! {
+    fn attend_row(q: &[f32], k: Mat<'_>, v: Mat<'_>, at: &Context, heads: Heads, scores: &mut [f32], y: &mut [f32]) {
+        let (e, shared) = (heads.head_dim, heads.num_heads / heads.num_kv_heads);
+        let (k_stride, v_stride) = (k.stride, v.stride);
+        for head in 0..heads.num_heads {
+            let column = head / shared * e;
+            let sum = softmax_weights(&q[head * e..][..e], &k.data[column..], k_stride, at, heads.scale(), scores);
+            let y = &mut y[head * e..][..e];
+            y.fill(0.0);
+            let (prefix, own) = scores.split_at(at.prefix.len());
+            for (p, row) in prefix.iter().zip(at.prefix.clone()) {
+                axpy(*p, &v.data[row * v_stride + column..][..e], y);
+            }
+            for (p, row) in own.iter().zip(at.own.clone()) {
+                axpy(*p, &v.data[row * v_stride + column..][..e], y);
+            }
+            y.iter_mut().for_each(|y| *y /= sum);
         }
-        y.iter_mut().for_each(|y| *y /= sum);
     }
 }
 
-/// Fills `scores` with `exp(q·k * scale - max)` over the context and returns their sum.
+/// Fills `scores` with `exp(q·k * scale - max)` over the context and returns their sum; `k` starts at the head's
+/// column.
 #[inline(always)]
-fn softmax_weights(q: &[f32], k: &Mat<'_>, column: usize, at: &Context, scale: f32, scores: &mut [f32]) -> f32 {
-    for (score, row) in scores.iter_mut().zip(at.rows()) {
-        *score = dot(q, &k.row(row)[column..][..q.len()]) * scale;
+fn softmax_weights(q: &[f32], k: &[f32], stride: usize, at: &Context, scale: f32, scores: &mut [f32]) -> f32 {
+    let (prefix, own) = scores.split_at_mut(at.prefix.len());
+    for (score, row) in prefix.iter_mut().zip(at.prefix.clone()) {
+        *score = dot(q, &k[row * stride..][..q.len()]) * scale;
+    }
+    for (score, row) in own.iter_mut().zip(at.own.clone()) {
+        *score = dot(q, &k[row * stride..][..q.len()]) * scale;
     }
     let shift = max(scores);
     exp_sum_in_place(scores, shift)
@@ -184,7 +196,7 @@ pub fn attention_backward(g: &Tensor, qkv: &Tensor, segments: &[Segment], heads:
     update(&dqkv, |dqkv| {
         let out = Shared::new(dqkv.data);
         tasks.par_iter().for_each_init(Vec::new, |scratch, (rows, kv_head)| {
-            vectorized(|| rows.iter().for_each(|row| backward.row(*row, *kv_head, scratch, out, width)));
+            rows.iter().for_each(|row| backward_row(&backward, *row, *kv_head, scratch, out, width));
         });
         Ok(())
     })?;
@@ -200,22 +212,21 @@ struct Backward<'a> {
     heads: Heads,
 }
 
-impl Backward<'_> {
+kernel! {
     /// Adds what query `row` gives to the gradients, for the query heads that share `kv_head`.
-    #[inline(always)]
-    fn row(&self, row: usize, kv_head: usize, scratch: &mut Vec<f32>, out: Shared, width: usize) {
-        let heads = self.heads;
-        let (e, shared, at) = (heads.head_dim, heads.num_heads / heads.num_kv_heads, &self.contexts[row]);
+    fn backward_row(b: &Backward<'_>, row: usize, kv_head: usize, scratch: &mut Vec<f32>, out: Shared, width: usize) {
+        let heads = b.heads;
+        let (e, shared, at) = (heads.head_dim, heads.num_heads / heads.num_kv_heads, &b.contexts[row]);
         scratch.resize(2 * at.num_keys(), 0.0);
         let (p, dp) = scratch.split_at_mut(at.num_keys());
         let (column, k_start, v_start) = (kv_head * e, heads.q_width(), heads.q_width() + heads.kv_width());
         for head in kv_head * shared..(kv_head + 1) * shared {
-            let (q, g) = (&self.q.row(row)[head * e..][..e], &self.g.row(row)[head * e..][..e]);
-            let sum = softmax_weights(q, &self.k, column, at, heads.scale(), p);
+            let (q, g) = (&b.q.row(row)[head * e..][..e], &b.g.row(row)[head * e..][..e]);
+            let sum = softmax_weights(q, &b.k.data[column..], b.k.stride, at, heads.scale(), p);
             let mut inner = 0.0f32;
             for ((p, dp), key) in p.iter_mut().zip(dp.iter_mut()).zip(at.rows()) {
                 *p /= sum;
-                *dp = dot(g, &self.v.row(key)[column..][..e]);
+                *dp = dot(g, &b.v.data[key * b.v.stride + column..][..e]);
                 inner = p.mul_add(*dp, inner);
             }
             // SAFETY: a task owns these columns of its rows: `head` belongs to `kv_head`, and the context's rows
@@ -223,7 +234,7 @@ impl Backward<'_> {
             let dq = unsafe { out.slice(row * width + head * e, e) };
             for ((p, dp), key) in p.iter().zip(dp.iter()).zip(at.rows()) {
                 let ds = p * (dp - inner) * heads.scale();
-                axpy(ds, &self.k.row(key)[column..][..e], dq);
+                axpy(ds, &b.k.data[key * b.k.stride + column..][..e], dq);
                 // SAFETY: as above.
                 let dk = unsafe { out.slice(key * width + k_start + column, e) };
                 axpy(ds, q, dk);

@@ -1,6 +1,7 @@
 //! The gated unit of the feed-forward block, and the residual sum.
 
-use super::math::{exp, vectorized};
+use super::math::exp;
+use super::simd::kernel;
 use super::storage::{Mat, mat, update};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -23,14 +24,7 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     update(&y, |y| {
         let rows = (VALUES / width.max(1)).max(1);
         y.data.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(block, y)| {
-            vectorized(|| {
-                for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                    let (gate, up) = x.row(block * rows + row).split_at(width);
-                    for i in 0..width {
-                        y[i] = gate[i] / (1.0 + exp(-gate[i])) * up[i];
-                    }
-                }
-            });
+            gate_rows(x, block * rows, width, y);
         });
         Ok(())
     })?;
@@ -59,11 +53,7 @@ pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     update(&dx, |dx| {
         let rows = (VALUES / width.max(1)).max(1);
         dx.data.par_chunks_mut((rows * 2 * width).max(1)).enumerate().for_each(|(block, dx)| {
-            vectorized(|| {
-                for (row, dx) in dx.chunks_exact_mut(2 * width).enumerate() {
-                    backward_row(&g, &x, block * rows + row, dx);
-                }
-            });
+            gate_rows_backward(g, x, block * rows, dx);
         });
         Ok(())
     })?;
@@ -71,14 +61,37 @@ pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     Ok(dx)
 }
 
-#[inline(always)]
-fn backward_row(g: &Mat<'_>, x: &Mat<'_>, row: usize, dx: &mut [f32]) {
-    let (g, (gate, up)) = (g.row(row), x.row(row).split_at(g.cols));
-    let (d_gate, d_up) = dx.split_at_mut(g.len());
-    for i in 0..g.len() {
-        let s = 1.0 / (1.0 + exp(-gate[i]));
-        d_gate[i] = g[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-        d_up[i] = g[i] * gate[i] * s;
+kernel! {
+    /// Rows `first..` of the input into the rows of `y`.
+    fn gate_rows(x: Mat<'_>, first: usize, width: usize, y: &mut [f32]) {
+        for (row, y) in y.chunks_exact_mut(width).enumerate() {
+            let (gate, up) = x.row(first + row).split_at(width);
+            for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+                *y = gate / (1.0 + exp(-gate)) * up;
+            }
+        }
+    }
+}
+
+kernel! {
+    /// The gradients of rows `first..` into the rows of `dx`.
+    fn gate_rows_backward(g: Mat<'_>, x: Mat<'_>, first: usize, dx: &mut [f32]) {
+        let width = g.cols;
+        for (row, dx) in dx.chunks_exact_mut(2 * width).enumerate() {
+            let (g, (gate, up)) = (g.row(first + row), x.row(first + row).split_at(width));
+            let (d_gate, d_up) = dx.split_at_mut(width);
+            for i in 0..width {
+                let s = 1.0 / (1.0 + exp(-gate[i]));
+                d_gate[i] = g[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                d_up[i] = g[i] * gate[i] * s;
+            }
+        }
+    }
+}
+
+kernel! {
+    fn add(y: &mut [f32], x: &[f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
     }
 }
 
@@ -95,7 +108,7 @@ pub fn add_into(y: &Tensor, x: &Tensor) -> Result<()> {
     update(y, |mut y| {
         if y.stride == y.cols && x.stride == x.cols {
             y.data.par_chunks_mut(VALUES).zip(x.data.par_chunks(VALUES)).for_each(|(y, x)| {
-                vectorized(|| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+                add(y, x);
             });
         } else {
             (0..y.rows).for_each(|row| y.row(row).iter_mut().zip(x.row(row)).for_each(|(y, x)| *y += x));

@@ -4,8 +4,9 @@
 
 use super::Weight;
 use super::embedding::{gather_rows, scatter_add_rows, zeros};
-use super::math::{exp, logsumexp_entropy, vectorized};
+use super::math::{exp, logsumexp_entropy};
 use super::matmul::{Form, matmul_into};
+use super::simd::kernel;
 use super::storage::update;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -46,15 +47,15 @@ pub fn logits(hidden: &Tensor, weight: &Weight) -> Result<Tensor> {
     Ok(z)
 }
 
-/// Divides a row of logits by `temperature` in place; returns its logsumexp and entropy, in nats.
-///
-/// Both the sampler and the trainer go through here, so that their log-probs are equal to the bit.
-#[must_use]
-pub fn scale_row(z: &mut [f32], temperature: f32) -> (f32, f32) {
-    vectorized(|| {
+kernel! {
+    /// Divides a row of logits by `temperature` in place; returns its logsumexp and entropy, in nats.
+    ///
+    /// Both the sampler and the trainer go through here, so that their log-probs are equal to the bit.
+    #[must_use]
+    pub fn scale_row(z: &mut [f32], temperature: f32) -> (f32, f32) {
         z.iter_mut().for_each(|z| *z /= temperature);
         logsumexp_entropy(z)
-    })
+    }
 }
 
 /// Runs `f(row, values)` on every row of `x` in parallel; `x` may be used as scratch.
@@ -142,7 +143,13 @@ pub fn token_logprobs_backward(
 /// Replaces a row of undivided logits by the gradient with respect to them.
 fn logits_gradient(z: &mut [f32], target: usize, temperature: f32, grad_l: f32, grad_h: f32) {
     let (lse, entropy) = scale_row(z, temperature);
-    vectorized(|| {
+    spread_gradient(z, lse, entropy, temperature, grad_l, grad_h);
+    z[target] += grad_l / temperature;
+}
+
+kernel! {
+    /// The part of the gradient that every token of the vocabulary gets.
+    fn spread_gradient(z: &mut [f32], lse: f32, entropy: f32, temperature: f32, grad_l: f32, grad_h: f32) {
         for z in z.iter_mut() {
             let log_p = *z - lse;
             let p = exp(log_p);
@@ -150,8 +157,7 @@ fn logits_gradient(z: &mut [f32], target: usize, temperature: f32, grad_l: f32, 
             let of_entropy = if p > 0.0 || p.is_nan() { grad_h * (log_p + entropy) } else { 0.0 };
             *z = -p * (grad_l + of_entropy) / temperature;
         }
-    });
-    z[target] += grad_l / temperature;
+    }
 }
 
 fn tiles<'a>(weight: &Weight, all: Predictions<'a>) -> Result<impl Iterator<Item = Predictions<'a>> + use<'a>> {

@@ -1,9 +1,10 @@
 //! The affine map y = x Wᵀ + b.
 
 use super::Weight;
-use super::math::{axpy, vectorized};
+use super::math::axpy;
 use super::matmul::{Form, matmul_into};
-use super::storage::{MatMut, mat, update};
+use super::simd::kernel;
+use super::storage::{Mat, MatMut, mat, update};
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
@@ -64,8 +65,7 @@ impl Linear {
             update(grad, |sum: MatMut<'_>| {
                 // Tasks own columns, so the order of each sum does not depend on the number of threads.
                 sum.data.par_chunks_mut(COLUMNS).enumerate().for_each(|(chunk, sum)| {
-                    let columns = g.columns(chunk * COLUMNS, sum.len());
-                    vectorized(|| (0..columns.rows).for_each(|row| axpy(1.0, columns.row(row), sum)));
+                    add_rows(g.columns(chunk * COLUMNS, sum.len()), sum);
                 });
                 Ok(())
             })?;
@@ -75,6 +75,15 @@ impl Linear {
 }
 
 const COLUMNS: usize = 256;
+
+kernel! {
+    /// Adds every row of `x` to `sum`, from the first to the last.
+    fn add_rows(x: Mat<'_>, sum: &mut [f32]) {
+        for row in 0..x.rows {
+            axpy(1.0, x.row(row), sum);
+        }
+    }
+}
 
 /// The naive reference, differentiable by candle.
 #[cfg(test)]

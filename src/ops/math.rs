@@ -1,18 +1,10 @@
-//! Vectorised building blocks of the kernels: exp, dot products, row sums.
+//! Building blocks of the kernels: exp, dot products, row sums. They are inlined into [`super::simd::kernel`]s.
 //!
 //! Sums run in a fixed number of lanes with fused multiply-adds, whatever the width of the machine's vectors, so that
-//! the result does not depend on the instruction set that `pulp` picks at run time.
-
-use pulp::Arch;
+//! the result does not depend on the instruction set.
 
 /// Independent partial sums of a dot product; a multiple of every vector width.
 const LANES: usize = 16;
-
-/// Runs `f` with the widest vector instructions of the machine; `f` must be built of `#[inline(always)]` parts.
-#[inline]
-pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(f)
-}
 
 /// `e^x` within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
 ///
@@ -69,6 +61,24 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     for (i, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
         lanes[i] = x.mul_add(*y, lanes[i]);
+    }
+    reduce(lanes, |x, y| x + y)
+}
+
+/// `sum of a b c`
+#[inline(always)]
+pub(crate) fn dot3(a: &[f32], b: &[f32], c: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    let (c_chunks, c_rest) = c.as_chunks::<LANES>();
+    for ((x, y), z) in a_chunks.iter().zip(b_chunks).zip(c_chunks) {
+        for i in 0..LANES {
+            lanes[i] = (x[i] * y[i]).mul_add(z[i], lanes[i]);
+        }
+    }
+    for (i, ((x, y), z)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
+        lanes[i] = (x * y).mul_add(*z, lanes[i]);
     }
     reduce(lanes, |x, y| x + y)
 }

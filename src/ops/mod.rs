@@ -19,6 +19,7 @@ pub mod math;
 pub mod matmul;
 pub mod rms_norm;
 pub mod rope;
+pub(crate) mod simd;
 pub(crate) mod storage;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -1,7 +1,8 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, arXiv:1910.07467 eq. 4), over whole rows or over each head.
 
 use super::Weight;
-use super::math::{axpy, dot, vectorized};
+use super::math::{axpy, dot, dot3};
+use super::simd::kernel;
 use super::storage::{Shared, mat, update};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -36,17 +37,21 @@ pub fn rms_norm_into(x: &Tensor, weight: &Weight, eps: f64, y: &Tensor) -> Resul
         (0..x.rows).into_par_iter().with_min_len(ROWS).for_each(|row| {
             // SAFETY: each row is written by one task.
             let y = unsafe { out.slice(row * stride, cols) };
-            vectorized(|| {
-                for (x, y) in x.row(row).chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
-                    let scale = inverse_rms(x, eps);
-                    for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                        *y = x * scale * w;
-                    }
-                }
-            });
+            norm_row(x.row(row), w, eps, y);
         });
         Ok(())
     })
+}
+
+kernel! {
+    fn norm_row(x: &[f32], w: &[f32], eps: f64, y: &mut [f32]) {
+        for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
+            let scale = inverse_rms(x, eps);
+            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                *y = x * scale * w;
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -78,7 +83,7 @@ pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: 
                 let rows = block * ROWS..((block + 1) * ROWS).min(x.rows);
                 // SAFETY: each row belongs to one block, and each block to one task.
                 let row_of = |row: usize| unsafe { out.slice(row * stride, cols) };
-                vectorized(|| rows.for_each(|row| backward_row(x.row(row), g.row(row), w, eps, row_of(row), &mut dw)));
+                rows.for_each(|row| backward_row(x.row(row), g.row(row), w, eps, row_of(row), &mut dw));
                 dw
             })
             .collect();
@@ -95,15 +100,12 @@ pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: 
     Ok(())
 }
 
-#[inline(always)]
+kernel! {
 fn backward_row(x: &[f32], g: &[f32], w: &[f32], eps: f64, dx: &mut [f32], dw: &mut [f32]) {
     let size = w.len();
     for ((x, g), dx) in x.chunks_exact(size).zip(g.chunks_exact(size)).zip(dx.chunks_exact_mut(size)) {
         let r = inverse_rms(x, eps);
-        let mut gwx = 0.0f32;
-        for i in 0..size {
-            gwx = (g[i] * w[i]).mul_add(x[i], gwx);
-        }
+        let gwx = dot3(g, w, x);
         let shrink = gwx * r * r * r / size as f32;
         for i in 0..size {
             dx[i] += (g[i] * w[i]).mul_add(r, -(x[i] * shrink));
@@ -112,6 +114,7 @@ fn backward_row(x: &[f32], g: &[f32], w: &[f32], eps: f64, dx: &mut [f32], dw: &
             dw[i] = (g[i] * r).mul_add(x[i], dw[i]);
         }
     }
+}
 }
 
 fn check(x: &Tensor, weight: &Weight, y: &Tensor) -> Result<()> {

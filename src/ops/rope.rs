@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al., arXiv:2104.09864), in the half-split layout of Hugging Face checkpoints.
 
-use super::math::vectorized;
+use super::simd::kernel;
 use super::storage::{Shared, update};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
@@ -43,19 +43,24 @@ impl RopeTable {
                 // SAFETY: each row is written by one task.
                 let x = unsafe { data.slice(row * stride, cols) };
                 let (cos, sin) = (&self.cos[row * half..][..half], &self.sin[row * half..][..half]);
-                vectorized(|| {
-                    for head in x.chunks_exact_mut(2 * half) {
-                        let (a, b) = head.split_at_mut(half);
-                        for i in 0..half {
-                            let (x, y, s) = (a[i], b[i], sin[i] * sign);
-                            a[i] = x * cos[i] - y * s;
-                            b[i] = y * cos[i] + x * s;
-                        }
-                    }
-                });
+                rotate_row(x, cos, sin, sign);
             });
             Ok(())
         })
+    }
+}
+
+kernel! {
+    fn rotate_row(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        let half = cos.len();
+        for head in x.chunks_exact_mut(2 * half) {
+            let (a, b) = head.split_at_mut(half);
+            for i in 0..half {
+                let (x, y, s) = (a[i], b[i], sin[i] * sign);
+                a[i] = x * cos[i] - y * s;
+                b[i] = y * cos[i] + x * s;
+            }
+        }
     }
 }
 
