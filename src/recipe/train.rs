@@ -4,7 +4,7 @@ use super::RecipeError;
 use super::parts::{LoadedModel, check_device, load_data, load_model, prepare, rewards, sampling};
 use crate::algorithm::ObjectiveConfig;
 use crate::checkpoint::{
-    CardFacts, CardResult, CheckpointDir, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState, TrainingState,
+    CardFacts, CardResult, CheckpointDir, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState, TrainingState,
     base_license, export_model, model_card, require_compatible, verify,
 };
 use crate::config::{Algorithm, Init, Resume, RunConfig, SaveDtype};
@@ -66,6 +66,9 @@ pub fn train(settings: &RunConfig, run_config: &str, stop: StopSignal) -> Result
         history = TrainerState::load_or_new(folder)?;
         kept = if state.iteration > 0 { SavedRollouts::load(folder)? } else { None };
         restore(&mut policy, folder, state.step)?;
+        // The run before may have been killed between its last commit and this.
+        let best = state.best.map(|best| best.step);
+        checkpoints.rotate(Keep { limit: settings.save_total_limit, best })?;
         tracing::info!("continuing from {} at step {}", folder.display(), state.step);
     }
     fill_history(&mut history, settings, max_steps);
