@@ -56,12 +56,28 @@ pub fn open(kind: DeviceKind) -> Result<Device, DeviceError> {
 /// Sizes the thread pool that all kernels share; `None` leaves it at one thread a core.
 ///
 /// # Errors
-/// Fails where the threads cannot be started.
+/// Fails where the threads cannot be started, or run already in another number.
 pub fn set_threads(threads: Option<usize>) -> Result<(), DeviceError> {
-    let Some(threads) = threads else { return Ok(()) };
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+    match threads {
+        None => Ok(()),
+        Some(threads) => build_pool(Some(threads), rayon::ThreadPoolBuilder::new()),
+    }
+}
+
+/// Like [`set_threads`], with the calling thread as one of the pool: it then works instead of waiting for the others.
+/// For the main thread of a program, which lives as long as the pool.
+///
+/// # Errors
+/// As [`set_threads`].
+pub fn join_threads(threads: Option<usize>) -> Result<(), DeviceError> {
+    build_pool(threads, rayon::ThreadPoolBuilder::new().use_current_thread())
+}
+
+fn build_pool(threads: Option<usize>, builder: rayon::ThreadPoolBuilder) -> Result<(), DeviceError> {
+    let wanted = threads.unwrap_or(0);
+    match builder.num_threads(wanted).build_global() {
         // A pool that runs already is fine if it has the right size.
-        Err(_) if rayon::current_num_threads() == threads => Ok(()),
-        other => other.map_err(|error| DeviceError::Threads { threads, reason: error.to_string() }),
+        Err(_) if wanted == 0 || rayon::current_num_threads() == wanted => Ok(()),
+        other => other.map_err(|error| DeviceError::Threads { threads: wanted, reason: error.to_string() }),
     }
 }

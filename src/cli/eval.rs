@@ -69,6 +69,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
         num_rows: args.num_rows,
         output: args.output.clone(),
     };
+    candlewick::device::join_threads(settings.threads)?;
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} completions, {eta} left") {
         bar.set_style(style);

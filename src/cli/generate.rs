@@ -31,7 +31,9 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode, Failure> {
             broken = print(text).err();
         }
     };
-    generate(&args.sampling.settings(&args.model), &options, &mut show)?;
+    let settings = args.sampling.settings(&args.model);
+    candlewick::device::join_threads(settings.threads)?;
+    generate(&settings, &options, &mut show)?;
     match broken {
         Some(failure) => Err(failure),
         None => print("\n").map(|()| ExitCode::SUCCESS),

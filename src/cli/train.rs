@@ -36,6 +36,7 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, Failure> {
         let text = if args.json { format!("{:#}\n", json!(plan)) } else { plan.render() };
         return print(&text).map(|()| ExitCode::SUCCESS);
     }
+    candlewick::device::join_threads(resolved.config.threads)?;
     let stop = StopSignal::install().map_err(IoError::of("handle signals of", Path::new("this process")))?;
     let report = train(&resolved.config, &resolved.to_toml(), stop)?;
     let summary = &report.summary;
