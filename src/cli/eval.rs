@@ -68,6 +68,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
         num_samples: args.num_samples as usize,
         num_rows: args.num_rows,
         output: args.output.clone(),
+        rewards: None,
     };
     candlewick::device::join_threads(settings.threads)?;
     let bar = ProgressBar::new(0);

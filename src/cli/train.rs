@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use super::{Failure, print};
 use candlewick::io::IoError;
-use candlewick::recipe::{plan, train};
+use candlewick::recipe::{TrainOptions, plan, train};
 use candlewick::trainer::{Outcome, stop::StopSignal};
 use clap::Args;
 use serde_json::json;
@@ -38,7 +38,8 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, Failure> {
     }
     candlewick::device::join_threads(resolved.config.threads)?;
     let stop = StopSignal::install().map_err(IoError::of("handle signals of", Path::new("this process")))?;
-    let report = train(&resolved.config, &resolved.to_toml(), stop)?;
+    let options = TrainOptions { stop, run_config: Some(resolved.to_toml()), rewards: None };
+    let report = train(&resolved.config, options)?;
     let summary = &report.summary;
     let text = if args.json {
         let figures = |figures: Option<candlewick::telemetry::EvalFigures>| json!(figures);

@@ -9,7 +9,7 @@ mod run;
 
 pub use figures::{Estimate, EvalFigures, compute_figures, pass_at_k, pass_hat_k};
 pub use results::{EvalRun, ResultPaths, SampleRow, results_json, sample_rows, write_results};
-pub use run::{EvalConfig, EvalError, run_eval, summarize};
+pub use run::{EvalConfig, EvalError, Grader, run_eval, summarize};
 
 use crate::text::FinishReason;
 

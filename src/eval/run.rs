@@ -4,7 +4,7 @@ use super::{EvalFigures, EvalSample, compute_figures};
 use crate::error::{Diagnose, Exit};
 use crate::io::IoError;
 use crate::model::Decoder;
-use crate::reward::{LastInteger, Reward, RewardError, RewardInput, WeightedRewards, extract_last_integer};
+use crate::reward::{LastInteger, Reward, RewardError, RewardInput, Scored, WeightedRewards, extract_last_integer};
 use crate::rollout::{Engine, Observer, RolloutError, RolloutRequest, SamplingConfig};
 use crate::telemetry::{EvalFigures as Headline, StepMetrics};
 use crate::text::{StopRules, TextError, Tokenizer};
@@ -21,6 +21,38 @@ pub struct EvalConfig {
     /// Completions that decode together; 0: all.
     pub slots: usize,
     pub seed: u64,
+}
+
+/// Decides which completions are right: what `accuracy` counts.
+#[derive(Debug, Clone)]
+pub enum Grader {
+    /// Those that end in the integer of the answer column.
+    LastInteger(LastInteger),
+    /// Those that the first of the rewards scores above 0.5.
+    FirstReward,
+}
+
+impl Grader {
+    /// Whether a completion is right, what was read in it and what should have been.
+    fn grade(&self, input: &RewardInput<'_>, scored: &Scored) -> Result<Grade, RewardError> {
+        let is_right = |score: Option<f64>| score.is_some_and(|score| score > 0.5);
+        Ok(match self {
+            Self::LastInteger(grader) => Grade {
+                is_correct: is_right(grader.score(input)?),
+                extracted: extract_last_integer(input.completion),
+                target: input.columns.text(&grader.answer_column).and_then(extract_last_integer),
+            },
+            Self::FirstReward => {
+                Grade { is_correct: is_right(scored.parts.first().copied().flatten()), extracted: None, target: None }
+            }
+        })
+    }
+}
+
+struct Grade {
+    is_correct: bool,
+    extracted: Option<String>,
+    target: Option<String>,
 }
 
 /// Why an evaluation failed.
@@ -68,7 +100,7 @@ pub fn run_eval(
     tokenizer: &Tokenizer,
     prompts: &[PreparedPrompt],
     rewards: &WeightedRewards,
-    grader: &LastInteger,
+    grader: &Grader,
     config: &EvalConfig,
     observer: &mut dyn Observer,
 ) -> Result<Vec<EvalSample>, EvalError> {
@@ -104,7 +136,7 @@ pub fn run_eval(
                 line: prompt.line,
             };
             let scored = rewards.score(&input)?;
-            let grade = grader.score(&input)?;
+            let grade = grader.grade(&input, &scored)?;
             Ok(EvalSample {
                 row_index: prompt.row,
                 prompt: prompt.text.clone(),
@@ -112,9 +144,9 @@ pub fn run_eval(
                 finish_reason: sampled.finish_reason,
                 reward: scored.total,
                 rewards: scored.parts,
-                is_correct: grade.is_some_and(|grade| grade > 0.5),
-                extracted: extract_last_integer(&completion),
-                target: prompt.columns.text(&grader.answer_column).and_then(extract_last_integer),
+                is_correct: grade.is_correct,
+                extracted: grade.extracted,
+                target: grade.target,
                 completion,
             })
         })

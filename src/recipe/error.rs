@@ -1,6 +1,7 @@
 //! Why a recipe could not be carried out.
 
 use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::device::DeviceError;
 use crate::error::{Diagnose, Exit};
@@ -41,6 +42,8 @@ pub enum RecipeError {
     #[error("{} has no chat template", folder.display())]
     NoChatTemplate { folder: PathBuf },
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Data(#[from] DataError),
@@ -71,6 +74,7 @@ pub enum RecipeError {
 impl RecipeError {
     fn inner(&self) -> Option<&dyn Diagnose> {
         match self {
+            Self::Config(error) => Some(error),
             Self::Checkpoint(error) => Some(error),
             Self::Data(error) => Some(error),
             Self::Device(error) => Some(error),

@@ -1,14 +1,14 @@
 //! Evaluating a model folder or Hub model on a JSONL set.
 
 use super::RecipeError;
-use super::parts::{check_device, load_data, load_model, prepare, rewards, sampling};
+use super::parts::{check_device, graders, load_data, load_model, prepare, sampling};
 use super::train::prompt_limit;
 use crate::config::RunConfig;
 use crate::data::RowKind;
 use crate::eval::{
     EvalConfig, EvalFigures, EvalRun, EvalSample, ResultPaths, compute_figures, run_eval, sample_rows, write_results,
 };
-use crate::reward::LastInteger;
+use crate::reward::WeightedRewards;
 use crate::rollout::Observer;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use std::time::Instant;
 /// What is evaluated beside the settings (`model`, the columns, `temperature`, `seed`, ...), which are those of a run.
 #[derive(Debug, Clone)]
 pub struct EvaluateOptions {
+    /// JSONL file with the rows.
     pub data: PathBuf,
     /// Completions of each prompt.
     pub num_samples: usize,
@@ -24,6 +25,9 @@ pub struct EvaluateOptions {
     pub num_rows: Option<usize>,
     /// Where the result files go; `None` writes none.
     pub output: Option<PathBuf>,
+    /// Rewards in place of those that the settings name. A completion is then right where the first of them scores it
+    /// above 0.5.
+    pub rewards: Option<WeightedRewards>,
 }
 
 /// What an evaluation found.
@@ -50,7 +54,7 @@ pub fn evaluate(
     let mut data = load_data(&options.data, settings, RowKind::Prompt)?;
     let all_rows = data.rows.len();
     data.rows.truncate(options.num_rows.unwrap_or(usize::MAX));
-    let rewards = rewards(&settings.rewards, &settings.answer_column)?;
+    let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
     rewards.check_rows(&options.data, &data.rows)?;
     let rows = data.rows.clone();
     let limit = prompt_limit(settings, &model);
@@ -62,7 +66,6 @@ pub fn evaluate(
         slots: settings.rollout_slots,
         seed: settings.seed,
     };
-    let grader = LastInteger { answer_column: settings.answer_column.clone(), ..LastInteger::default() };
     let (decoder, _) = model.decoder(&device, false)?;
     let samples = run_eval(&decoder, &model.tokenizer, &prompts, &rewards, &grader, &config, observer)?;
     let names: Vec<String> = rewards.names().map(str::to_owned).collect();

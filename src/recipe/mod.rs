@@ -1,7 +1,8 @@
 //! From settings to parts: the only place that wires the types together.
 //!
-//! [`train()`] is a whole run, [`evaluate`] and [`generate()`] use a finished model, [`plan`] says what a run would do. What
-//! the command line can do, a library user can do through these functions.
+//! [`train()`] is a whole run, [`evaluate()`] and [`generate()`] use a finished model, [`plan()`] says what a run would
+//! do. What the command line can do, a library user can do through these functions, and with rewards of their own. What
+//! the parts do is not decided here.
 
 mod error;
 mod evaluate;
@@ -15,4 +16,4 @@ pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use generate::{GenerateOptions, generate};
 pub use parts::{LoadedModel, load_model};
 pub use plan::{Plan, plan};
-pub use train::{TrainReport, train};
+pub use train::{TrainOptions, TrainReport, train};

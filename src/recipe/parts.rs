@@ -3,6 +3,7 @@
 use super::RecipeError;
 use crate::config::{ComputeDtype, RewardConfig, RunConfig};
 use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
+use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
 use crate::model::{Decoder, ModelConfig, Params, SavedDtype, init_weights, load_weights};
 use crate::reward::{LastInteger, WeightedRewards};
@@ -90,8 +91,22 @@ pub(super) fn sampling(settings: &RunConfig) -> SamplingConfig {
     }
 }
 
+/// What completions are scored with, and what counts as right: the caller's own rewards, where there are any, else
+/// those that the settings name.
+pub(super) fn graders(
+    settings: &RunConfig,
+    own: Option<&WeightedRewards>,
+) -> Result<(WeightedRewards, Grader), RecipeError> {
+    if let Some(own) = own {
+        return Ok((own.clone(), Grader::FirstReward));
+    }
+    let answer_column = settings.answer_column.clone();
+    let grader = Grader::LastInteger(LastInteger { answer_column, ..LastInteger::default() });
+    Ok((named_rewards(&settings.rewards, &settings.answer_column)?, grader))
+}
+
 /// The rewards that the settings name.
-pub(super) fn rewards(configs: &[RewardConfig], answer_column: &str) -> Result<WeightedRewards, RecipeError> {
+fn named_rewards(configs: &[RewardConfig], answer_column: &str) -> Result<WeightedRewards, RecipeError> {
     configs.iter().try_fold(WeightedRewards::default(), |rewards, config| match config.name.as_str() {
         "last_integer" => Ok(rewards.with(
             config.weight,

@@ -1,7 +1,7 @@
 //! What a run would do, without doing it: the first prompt, the batch arithmetic, an estimate of the memory.
 
 use super::RecipeError;
-use super::parts::{LoadedModel, check_device, load_data, load_model, prepare, rewards};
+use super::parts::{LoadedModel, check_device, graders, load_data, load_model, prepare};
 use super::train::prompt_limit;
 use crate::config::{Algorithm, RunConfig};
 use crate::data::RowKind;
@@ -65,7 +65,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     let (rows, first_prompt, first_prompt_ids, longest_prompt) = match settings.algorithm {
         Algorithm::Grpo => {
             let data = load_data(path, settings, RowKind::Prompt)?;
-            rewards(&settings.rewards, &settings.answer_column)?.check_rows(path, &data.rows)?;
+            graders(settings, None)?.0.check_rows(path, &data.rows)?;
             let limit = prompt_limit(settings, &model);
             let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);

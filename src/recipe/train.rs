@@ -1,19 +1,19 @@
 //! A whole training run: find, check, load, train, write, evaluate what was written.
 
 use super::RecipeError;
-use super::parts::{LoadedModel, check_device, load_data, load_model, prepare, rewards, sampling};
+use super::parts::{LoadedModel, check_device, graders, load_data, load_model, prepare, sampling};
 use crate::algorithm::ObjectiveConfig;
 use crate::checkpoint::{
     CardFacts, CardResult, CheckpointDir, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState, TrainingState,
     base_license, export_model, model_card, require_compatible, verify,
 };
-use crate::config::{Algorithm, Init, Resume, RunConfig, SaveDtype};
+use crate::config::{Algorithm, Init, Resume, RewardConfig, RunConfig, SaveDtype};
 use crate::data::{Dataset, RowKind, RowOrder};
-use crate::eval::{EvalConfig, run_eval, summarize};
+use crate::eval::{EvalConfig, Grader, run_eval, summarize};
 use crate::io::{DirLock, sha256_file, write_atomic};
 use crate::model::{Decoder, Params, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
-use crate::reward::LastInteger;
+use crate::reward::WeightedRewards;
 use crate::rollout::SamplingConfig;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
 use crate::trainer::run::Evaluate;
@@ -27,6 +27,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// What a run takes beside its settings; the default is right for most library users.
+#[derive(Debug, Clone, Default)]
+pub struct TrainOptions {
+    /// Rewards in place of those that the settings name, such as closures ([`FnReward`](crate::reward::FnReward)). In
+    /// evaluations a completion is then right where the first of them scores it above 0.5.
+    pub rewards: Option<WeightedRewards>,
+    /// Asks the run to stop after a step. Default: it never does; see [`StopSignal::install`] for Ctrl-C.
+    pub stop: StopSignal,
+    /// Text of the `run_config.toml` in each checkpoint. Default none: the settings.
+    pub run_config: Option<String>,
+}
+
 /// How a run ended and what it found.
 #[derive(Debug)]
 pub struct TrainReport {
@@ -34,11 +46,17 @@ pub struct TrainReport {
     pub summary: Summary,
 }
 
-/// Trains as the settings say. `run_config` is their TOML text, saved with each checkpoint.
+/// Trains as the settings say, and leaves checkpoints and the final model in their `output_dir`.
 ///
 /// # Errors
-/// Whatever goes wrong; the last checkpoint is as it was.
-pub fn train(settings: &RunConfig, run_config: &str, stop: StopSignal) -> Result<TrainReport, RecipeError> {
+/// Settings that are out of range or contradict each other, and whatever goes wrong in the run; the last checkpoint is
+/// as it was.
+pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport, RecipeError> {
+    let TrainOptions { rewards: own, stop, run_config } = options;
+    let settings = &with_names_of(settings, own.as_ref());
+    settings.check()?;
+    let run_config = run_config.unwrap_or_else(|| settings.to_toml());
+    let (rewards, grader) = graders(settings, own.as_ref())?;
     let started = Instant::now();
     let device = check_device(settings)?;
     let model = Arc::new(load_model(
@@ -54,8 +72,8 @@ pub fn train(settings: &RunConfig, run_config: &str, stop: StopSignal) -> Result
     checkpoints.remove_stale()?;
     let resumed = resume(settings, &checkpoints, &identity)?;
 
-    let evaluate = evaluator(settings, &model)?;
-    let (method, max_steps) = method(settings, &model, data, &device)?;
+    let evaluate = evaluator(settings, &model, rewards.clone(), grader)?;
+    let (method, max_steps) = method(settings, &model, data, rewards, &device)?;
     let (mut policy, base_dtype) = policy(settings, &model, max_steps, &device)?;
     let mut state = TrainingState::start(identity.clone());
     let mut history = TrainerState::new();
@@ -93,7 +111,7 @@ pub fn train(settings: &RunConfig, run_config: &str, stop: StopSignal) -> Result
         write_model: model_writer(model.resolved.folder.clone(), save_dtype),
         evaluate: evaluate.clone().map(|evaluate| -> Evaluate { Box::new(move |decoder| evaluate(decoder)) }),
         stop,
-        run_config: run_config.to_owned(),
+        run_config,
     };
     let outcome = trainer.run()?;
     trainer.console.finish();
@@ -117,6 +135,17 @@ pub fn train(settings: &RunConfig, run_config: &str, stop: StopSignal) -> Result
         next_command: Some(next_command(settings, outcome)),
     };
     Ok(TrainReport { outcome, summary })
+}
+
+/// The settings with the names and weights of the caller's own rewards, so that a checkpoint says what it was trained on.
+fn with_names_of(settings: &RunConfig, own: Option<&WeightedRewards>) -> RunConfig {
+    let mut settings = settings.clone();
+    if let Some(own) = own {
+        let parts = own.parts.iter().map(|(weight, reward)| (*weight, reward.name().to_owned()));
+        settings.rewards =
+            parts.map(|(weight, name)| RewardConfig { name, weight, ..RewardConfig::default() }).collect();
+    }
+    settings
 }
 
 fn row_kind(settings: &RunConfig) -> RowKind {
@@ -178,6 +207,7 @@ fn method(
     settings: &RunConfig,
     model: &Arc<LoadedModel>,
     data: Dataset,
+    rewards: WeightedRewards,
     device: &Device,
 ) -> Result<(Method, u64), RecipeError> {
     let path = Path::new(&settings.train_file);
@@ -208,7 +238,6 @@ fn method(
             Ok((Method::Sft(Sft { config, examples, order }), max_steps))
         }
         Algorithm::Grpo => {
-            let rewards = rewards(&settings.rewards, &settings.answer_column)?;
             rewards.check_rows(path, &data.rows)?;
             let limit = prompt_limit(settings, model);
             let prompts = prepare(path, data.rows, &renderer, limit)?.prompts;
@@ -324,12 +353,16 @@ fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
 type Evaluator = dyn Fn(&Decoder) -> Result<(EvalFigures, crate::telemetry::StepMetrics), TrainError>;
 
 /// Greedy evaluation on `eval_file`, where one is set; its data is checked now.
-fn evaluator(settings: &RunConfig, model: &Arc<LoadedModel>) -> Result<Option<Arc<Evaluator>>, RecipeError> {
+fn evaluator(
+    settings: &RunConfig,
+    model: &Arc<LoadedModel>,
+    rewards: WeightedRewards,
+    grader: Grader,
+) -> Result<Option<Arc<Evaluator>>, RecipeError> {
     let Some(file) = &settings.eval_file else { return Ok(None) };
     let path = Path::new(file);
     let mut data = load_data(path, settings, RowKind::Prompt)?;
     data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
-    let rewards = rewards(&settings.rewards, &settings.answer_column)?;
     rewards.check_rows(path, &data.rows)?;
     let prompts = prepare(path, data.rows, &model.renderer(settings), prompt_limit(settings, model))?.prompts;
     let config = EvalConfig {
@@ -339,7 +372,6 @@ fn evaluator(settings: &RunConfig, model: &Arc<LoadedModel>) -> Result<Option<Ar
         slots: settings.rollout_slots,
         seed: settings.seed,
     };
-    let grader = LastInteger { answer_column: settings.answer_column.clone(), ..LastInteger::default() };
     let tokenizer = model.tokenizer.clone();
     Ok(Some(Arc::new(move |decoder: &Decoder| {
         let samples =

@@ -49,6 +49,10 @@ pub trait Reward: Send + Sync {
 /// use candlewick::reward::{FnReward, Reward};
 /// let short = FnReward::new("short", |input| -(input.completion_ids.len() as f64));
 /// assert_eq!(short.name(), "short");
+/// let exact = FnReward::new("exact", |input| {
+///     let answer = input.columns.text("answer").unwrap_or_default();
+///     f64::from(input.completion.trim() == answer)
+/// });
 /// ```
 pub struct FnReward<F> {
     name: String,
@@ -56,6 +60,7 @@ pub struct FnReward<F> {
 }
 
 impl<F: Fn(&RewardInput<'_>) -> f64 + Send + Sync> FnReward<F> {
+    /// A reward called `name`, whose score is what the closure returns: a finite number.
     pub fn new(name: impl Into<String>, score: F) -> Self {
         Self { name: name.into(), score }
     }

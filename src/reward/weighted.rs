@@ -1,15 +1,17 @@
 //! The weighted sum of several rewards.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::error::RewardError;
 use super::{Reward, RewardInput};
 use crate::data::Row;
 
-/// Rewards with their weights: `R = sum over k of weight_k * score_k`.
-#[derive(Default)]
+/// Rewards with their weights: `R = sum over k of weight_k * score_k`. A clone shares the rewards.
+#[derive(Clone, Default)]
 pub struct WeightedRewards {
-    pub parts: Vec<(f64, Box<dyn Reward>)>,
+    /// Each reward with its weight, in the order of their scores.
+    pub parts: Vec<(f64, Arc<dyn Reward>)>,
 }
 
 /// The scores of one completion.
@@ -25,13 +27,13 @@ impl WeightedRewards {
     /// One reward of weight 1.
     #[must_use]
     pub fn single(reward: impl Reward + 'static) -> Self {
-        Self { parts: vec![(1.0, Box::new(reward))] }
+        Self::default().with(1.0, reward)
     }
 
     /// Adds a reward.
     #[must_use]
     pub fn with(mut self, weight: f64, reward: impl Reward + 'static) -> Self {
-        self.parts.push((weight, Box::new(reward)));
+        self.parts.push((weight, Arc::new(reward)));
         self
     }
 
@@ -64,6 +66,9 @@ impl WeightedRewards {
     }
 
     /// Checks that every reward can use every row, before a run starts. `path` is the rows' file, for the message.
+    ///
+    /// # Errors
+    /// [`RewardError::BadRow`] for the first row that a reward cannot use.
     pub fn check_rows(&self, path: &Path, rows: &[Row]) -> Result<(), RewardError> {
         for row in rows {
             for (_, reward) in &self.parts {
