@@ -2,16 +2,19 @@
 //!
 //! A micro-batch is `[prompt | completion 1 | ... | completion G | next prompt | ...]` without padding: a group's
 //! prompt stands once and its completions attend to it. How a step is cut changes nothing but memory: the objective
-//! divides by the sizes of the whole step.
+//! divides by the sizes of the whole step. What the tokens are trained on is the trainer's business; nothing here knows
+//! rewards or tensors.
 
 use crate::model::PackedTokens;
 use crate::ops::attention::Segment;
 use std::ops::Range;
 
-/// A prompt with the completions to train on; `rows` number the completions within the step.
+/// A prompt with the completions to train on.
 #[derive(Debug, Clone)]
 pub struct Group<'a> {
+    /// The prompt's tokens, at least one.
     pub prompt: &'a [u32],
+    /// The step's number of each completion, and its tokens.
     pub completions: Vec<(usize, &'a [u32])>,
 }
 
@@ -26,6 +29,7 @@ impl Group<'_> {
 /// Tokens to run together and what they predict.
 #[derive(Debug, Clone, Default)]
 pub struct MicroBatch {
+    /// What goes through the model, `[N]`.
     pub tokens: PackedTokens,
     /// The hidden state that predicts each completion token, `[R]`.
     pub prediction_rows: Vec<u32>,

@@ -36,11 +36,11 @@ pub struct RunConfig {
     /// Names every random draw of the run: equal seeds give equal runs. Whole number from 0 to 2^64 - 1.
     /// Default `42`: as transformers.
     pub seed: u64,
-    /// Where the run computes: `auto` (CUDA where there is one, else the CPU), `cpu` or `cuda`.
-    /// Default `"auto"`: the fastest there is.
+    /// Where the run computes: `auto` (the fastest there is), `cpu` or `cuda`. This version has no CUDA kernels: `auto`
+    /// is the CPU and `cuda` an error. Default `"auto"`: the fastest there is.
     pub device: DeviceKind,
-    /// Number format of forward and backward: `auto` (f32 on the CPU, bf16 on CUDA), `f32` or `bf16`. Master weights
-    /// and optimizer moments are f32 always. Default `"auto"`: what each device is fast at.
+    /// Number format of forward and backward: `auto` (f32 on the CPU), `f32` or `bf16` (CUDA only, so an error in this
+    /// version). Master weights and optimizer moments are f32 always. Default `"auto"`: what each device is fast at.
     pub dtype: ComputeDtype,
     /// CPU threads, 1 or more. The results do not depend on it. Default none: as many as there are cores.
     pub threads: Option<usize>,
@@ -192,7 +192,7 @@ pub struct RunConfig {
     /// Default `1`: the batch is as large as `prompts_per_step` says.
     pub gradient_accumulation_steps: usize,
     /// Tokens that go through forward and backward at once, 1 or more. Bounds the memory of training; the results do
-    /// not depend on it (`loss_type = "bnpo"` apart). Default `8192`: fits a 1B model on a 24 GB card.
+    /// not depend on it (`loss_type = "bnpo"` apart). Default `8192`: about 10 GiB of activations for a 0.5B model.
     pub max_tokens_per_micro_batch: usize,
     /// Compute activations again in the backward pass: less memory, about a third more time.
     /// Default `false`: time first.
@@ -213,21 +213,22 @@ pub struct RunConfig {
     pub eval_max_rows: Option<usize>,
 
     // # Logs and checkpoints
-    /// Optimizer steps between lines of metrics, 1 or more. Default `1`: steps are long.
+    /// Optimizer steps between lines of the log where there is no terminal, 1 or more; metrics.jsonl has every step.
+    /// Default `1`: steps are long.
     pub logging_steps: u64,
-    /// Completions written to completions.jsonl at each logged step; 0 writes none.
+    /// Completions written to completions.jsonl at each step that samples, the first ones; 0 writes none.
     /// Default `8`: enough to see what the model does.
     pub log_completions: usize,
     /// Optimizer steps between checkpoints; 0 saves at the end only. Default `100`: bounds what a crash can cost.
     pub save_steps: u64,
-    /// Checkpoints kept, the newest ones; 0 keeps all. Default `3`: disks are finite.
+    /// Checkpoints kept, the newest ones and the best; 0 keeps all. Default `3`: disks are finite.
     pub save_total_limit: usize,
     /// Where metrics go besides the output folder: `[]` or `["none"]`; other trackers are not supported yet.
     /// Default `[]`: metrics.jsonl and completions.jsonl are always written.
     pub report_to: Vec<String>,
-    /// Name of the project the run belongs to, kept with its metrics. Default none: no project.
+    /// Name of the project the run belongs to, kept in each checkpoint's run_config.toml. Default none: no project.
     pub project: Option<String>,
-    /// Name of the run, kept with its metrics. Default none: no name.
+    /// Name of the run, kept in each checkpoint's run_config.toml. Default none: no name.
     pub run_name: Option<String>,
 }
 

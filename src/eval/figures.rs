@@ -6,6 +6,7 @@ use crate::text::FinishReason;
 /// A mean with its standard error.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct Estimate {
+    /// The mean.
     pub value: f64,
     /// Standard error over prompts (ddof 1, as lm-evaluation-harness); with one sample a prompt and 0/1 values it is
     /// `sqrt(p (1 - p) / (n - 1))`. None for a single prompt.
@@ -15,7 +16,9 @@ pub struct Estimate {
 /// What an evaluation found.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct EvalFigures {
+    /// Prompts with at least one sample.
     pub num_prompts: usize,
+    /// Completions of all prompts.
     pub num_samples: usize,
     /// Share of right completions.
     pub accuracy: Estimate,
@@ -27,6 +30,7 @@ pub struct EvalFigures {
     pub pass_at_k: Vec<(usize, Estimate)>,
     /// pass^k for the same k: the chance that all of k samples are right.
     pub pass_hat_k: Vec<(usize, Estimate)>,
+    /// Mean length of a completion, its EOS included.
     pub mean_completion_tokens: f64,
     /// Share of completions that the length limit cut.
     pub clipped_ratio: f64,

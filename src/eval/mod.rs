@@ -1,7 +1,8 @@
 //! Evaluation: what samples of a model on a data set amount to, and the files that hold them.
 //!
-//! The figures are pure functions of [`EvalSample`]s; who sampled them does not matter. Result files have the shape of
-//! lm-evaluation-harness, so that its readers and the Hub's take them.
+//! [`run_eval`] samples and grades, [`compute_figures`] is a pure function of the [`EvalSample`]s, [`write_results`]
+//! writes files in the shape of lm-evaluation-harness, so that its readers and the Hub's take them. Models and data are
+//! loaded elsewhere (`recipe`), and nothing is printed.
 
 mod figures;
 mod results;
@@ -24,6 +25,7 @@ pub struct EvalSample {
     pub completion: String,
     /// Tokens in the completion, EOS included.
     pub num_tokens: usize,
+    /// Whether the model ended it or the length limit did.
     pub finish_reason: FinishReason,
     /// The weighted sum of the rewards; None where no reward gave a score.
     pub reward: Option<f64>,

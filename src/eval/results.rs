@@ -11,9 +11,6 @@ use crate::data::Row;
 use crate::io::{IoError, create_dirs, write_atomic};
 use crate::text::Prompt;
 
-/// The name under which the grading rule stands in result files, after the metric and a comma.
-const FILTER: &str = "last-integer";
-
 /// What was evaluated, and how.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalRun {
@@ -33,12 +30,17 @@ pub struct EvalRun {
     pub limit: Option<usize>,
     /// Completions a prompt.
     pub num_samples_per_prompt: usize,
+    /// Name of the grading rule; it stands after the metric and a comma.
+    pub filter: &'static str,
     /// Sampling settings by their names (`temperature`, `max_completion_length`, ...).
     pub generation_kwargs: Map<String, Value>,
+    /// Seed of the sampling.
     pub seed: u64,
+    /// Where the model ran: `cpu`.
     pub device: String,
     /// The chat template's text, where prompts went through one.
     pub chat_template: Option<String>,
+    /// The system message put before conversations.
     pub system_prompt: Option<String>,
     /// When the evaluation began.
     pub started: jiff::Zoned,
@@ -54,7 +56,9 @@ pub struct SampleRow(pub Value);
 /// Where the files were written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultPaths {
+    /// The figures, `results_<time>.json`.
     pub results: PathBuf,
+    /// The samples, `samples_<task>_<time>.jsonl`.
     pub samples: PathBuf,
 }
 
@@ -69,12 +73,12 @@ pub fn results_json(run: &EvalRun, figures: &EvalFigures) -> Value {
         // The harness writes "N/A" where there is no standard error.
         metrics.insert(format!("{name}_stderr,{filter}"), stderr.map_or(json!("N/A"), |stderr| json!(stderr)));
     };
-    add("exact_match", FILTER, figures.accuracy.value, figures.accuracy.stderr);
+    add("exact_match", run.filter, figures.accuracy.value, figures.accuracy.stderr);
     for (k, estimate) in &figures.pass_at_k {
-        add(&format!("pass@{k}"), FILTER, estimate.value, estimate.stderr);
+        add(&format!("pass@{k}"), run.filter, estimate.value, estimate.stderr);
     }
     for (k, estimate) in &figures.pass_hat_k {
-        add(&format!("pass^{k}"), FILTER, estimate.value, estimate.stderr);
+        add(&format!("pass^{k}"), run.filter, estimate.value, estimate.stderr);
     }
     if let Some(reward) = figures.mean_reward {
         add("mean_reward", "none", reward.value, reward.stderr);
@@ -99,7 +103,7 @@ pub fn results_json(run: &EvalRun, figures: &EvalFigures) -> Value {
             "num_fewshot": 0,
             "repeats": run.num_samples_per_prompt,
             "generation_kwargs": run.generation_kwargs,
-            "filter_list": [{"name": FILTER}],
+            "filter_list": [{"name": run.filter}],
         })),
         "versions": by_task(json!(1)),
         "n-shot": by_task(json!(0)),
@@ -147,7 +151,7 @@ pub fn sample_rows(run: &EvalRun, rows: &[Row], samples: &[EvalSample]) -> Vec<S
                 "arguments": {"gen_args_0": {"arg_0": group[0].prompt, "arg_1": run.generation_kwargs}},
                 "resps": [each(|sample| json!(sample.completion))],
                 "filtered_resps": each(|sample| json!(sample.extracted)),
-                "filter": FILTER,
+                "filter": run.filter,
                 "metrics": ["exact_match"],
                 "exact_match": num_correct as f64 / group.len() as f64,
                 "is_correct": each(|sample| json!(sample.is_correct)),
@@ -240,6 +244,7 @@ mod tests {
             data_sha256: "00".into(),
             num_rows: 5,
             limit: Some(2),
+            filter: "last-integer",
             num_samples_per_prompt: 2,
             generation_kwargs: Map::from_iter([("temperature".to_string(), json!(0.0))]),
             seed: 1,

@@ -1,4 +1,4 @@
-//! Running a model over a data set: prompts -> completions -> what the graders say.
+//! Running a model over a data set: prompts -> completions -> what the graders say. It writes nothing.
 
 use super::{EvalFigures, EvalSample, compute_figures};
 use crate::error::{Diagnose, Exit};
@@ -16,10 +16,13 @@ use rayon::prelude::*;
 pub struct EvalConfig {
     /// Completions of each prompt.
     pub num_samples: usize,
+    /// How tokens are drawn.
     pub sampling: SamplingConfig,
+    /// When completions end.
     pub stop: StopRules,
     /// Completions that decode together; 0: all.
     pub slots: usize,
+    /// Names the draws.
     pub seed: u64,
 }
 
@@ -33,6 +36,15 @@ pub enum Grader {
 }
 
 impl Grader {
+    /// The rule's name in result files.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::LastInteger(_) => "last-integer",
+            Self::FirstReward => "first-reward",
+        }
+    }
+
     /// Whether a completion is right, what was read in it and what should have been.
     fn grade(&self, input: &RewardInput<'_>, scored: &Scored) -> Result<Grade, RewardError> {
         let is_right = |score: Option<f64>| score.is_some_and(|score| score > 0.5);
@@ -59,12 +71,16 @@ struct Grade {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
+    /// A completion could not be sampled.
     #[error(transparent)]
     Rollout(#[from] RolloutError),
+    /// A completion could not be scored.
     #[error(transparent)]
     Reward(#[from] RewardError),
+    /// A completion could not be decoded.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// A result file could not be written.
     #[error(transparent)]
     Io(#[from] IoError),
 }

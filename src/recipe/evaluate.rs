@@ -1,4 +1,4 @@
-//! Evaluating a model folder or Hub model on a JSONL set.
+//! Evaluating a model folder or Hub model on a JSONL set: loads, runs `eval`, writes the result files where asked to.
 
 use super::RecipeError;
 use super::parts::{check_device, graders, load_data, load_model, prepare, sampling};
@@ -33,8 +33,11 @@ pub struct EvaluateOptions {
 /// What an evaluation found.
 #[derive(Debug)]
 pub struct Evaluation {
+    /// Accuracy, rewards, pass@k.
     pub figures: EvalFigures,
+    /// Every completion; those of a prompt stand together.
     pub samples: Vec<EvalSample>,
+    /// The result files, where an output folder was given.
     pub files: Option<ResultPaths>,
 }
 
@@ -91,6 +94,7 @@ pub fn evaluate(
                 num_rows: all_rows,
                 limit: options.num_rows,
                 num_samples_per_prompt: options.num_samples,
+                filter: grader.name(),
                 generation_kwargs: kwargs.as_object().cloned().unwrap_or_default(),
                 seed: settings.seed,
                 device: "cpu".into(),

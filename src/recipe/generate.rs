@@ -10,6 +10,7 @@ use serde_json::json;
 /// What is continued.
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
+    /// The text to continue, or the user's turn.
     pub prompt: String,
     /// Put the prompt into the model's chat template as a user's turn.
     pub chat: bool,

@@ -16,10 +16,15 @@ use std::path::Path;
 /// A model folder without its weights: everything that is cheap to read and worth checking first.
 #[derive(Debug)]
 pub struct LoadedModel {
+    /// The folder, and where it came from.
     pub resolved: Resolved,
+    /// What config.json says.
     pub config: ModelConfig,
+    /// The tokenizer of the folder.
     pub tokenizer: Tokenizer,
+    /// The chat template that was given, else the folder's own.
     pub template: Option<ChatTemplate>,
+    /// Tokens that end a completion, sorted.
     pub eos_ids: Vec<u32>,
 }
 

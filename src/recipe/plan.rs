@@ -14,34 +14,48 @@ use std::path::Path;
 /// What a run would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    /// `grpo` or `sft`.
     pub algorithm: &'static str,
+    /// The model as the settings name it.
     pub model: String,
+    /// Parameters of the model.
     pub parameters: usize,
     /// Rows of the training file that are used.
     pub rows: usize,
+    /// Prompts of an optimizer step.
     pub prompts_per_step: usize,
-    /// 1 for supervised fine-tuning.
+    /// Completions of a prompt; 1 for supervised fine-tuning.
     pub num_generations: usize,
+    /// Completions of an optimizer step.
     pub completions_per_step: usize,
+    /// Optimizer steps of the run.
     pub max_steps: u64,
     /// The most tokens that a step can run through the model in training.
     pub max_tokens_per_step: usize,
     /// The most micro-batches that makes.
     pub max_micro_batches: usize,
+    /// Estimated memory.
     pub memory: Memory,
-    /// The first prompt as the model reads it, and its tokens.
+    /// The first prompt as the model reads it.
     pub first_prompt: String,
+    /// Its tokens.
     pub first_prompt_ids: Vec<u32>,
 }
 
 /// Estimated bytes of a run's large parts.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Memory {
+    /// The trained weights.
     pub weights: usize,
+    /// Their gradients.
     pub gradients: usize,
+    /// Both moments of Adam.
     pub moments: usize,
+    /// The frozen reference policy; 0 where beta is 0.
     pub reference: usize,
+    /// Keys and values of a rollout.
     pub kv_cache: usize,
+    /// What a micro-batch keeps for its backward pass.
     pub activations: usize,
 }
 

@@ -42,7 +42,9 @@ pub struct TrainOptions {
 /// How a run ended and what it found.
 #[derive(Debug)]
 pub struct TrainReport {
+    /// Whether every step was made.
     pub outcome: Outcome,
+    /// Evaluation before and after, steps, time, where the model is.
     pub summary: Summary,
 }
 

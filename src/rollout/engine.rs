@@ -23,14 +23,19 @@ const PREFILL_TOKENS: usize = 4096;
 /// Samples completions from a model.
 #[derive(Debug)]
 pub struct Engine<'a> {
+    /// The model. Its weights are read where they are: there is no copy to keep in step with training.
     pub decoder: &'a Decoder,
+    /// Turns tokens into text, for stop strings.
     pub tokenizer: &'a Tokenizer,
+    /// How tokens are drawn.
     pub sampling: SamplingConfig,
+    /// When completions end.
     pub stop: &'a StopRules,
     /// Completions that decode together; 0: all of them, within a bound on the cache.
     pub slots: usize,
+    /// Names the draws, together with step, prompt, completion and position.
     pub seed: u64,
-    /// Optimizer steps done when the rollout is made; 0 outside training.
+    /// The optimizer step that the rollout is for, from 1; 0 outside training.
     pub step: u64,
 }
 
@@ -46,17 +51,24 @@ pub struct RolloutStats {
 /// How far a rollout is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RolloutProgress {
+    /// Completions that have ended.
     pub completions_done: usize,
+    /// Completions that are wanted.
     pub completions: usize,
+    /// Tokens sampled so far.
     pub tokens_sampled: usize,
 }
 
 /// A token as it is sampled: completion `completion` of request `request`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {
+    /// Index of the request.
     pub request: usize,
+    /// Index of the completion within the request, from 0.
     pub completion: usize,
+    /// The token.
     pub id: u32,
+    /// Its log-prob, nats.
     pub logprob: f32,
 }
 
@@ -134,7 +146,9 @@ impl Engine<'_> {
             let (finished, going): (Vec<_>, Vec<_>) = active.into_iter().partition(|a| a.finish.is_some());
             active = going;
             completions_done += finished.len();
-            finished.into_iter().for_each(|a| run.finish(a));
+            for a in finished {
+                run.finish(a);
+            }
             let tokens_sampled = run.stats.tokens_sampled;
             observer.progress(RolloutProgress { completions_done, completions: total, tokens_sampled });
         }
@@ -300,10 +314,9 @@ impl<'a, 'e> Run<'a, 'e> {
             let completion = request.first_completion + a.completion as u64;
             let at = [engine.step, request.prompt, completion, a.ids.len() as u64];
             let draw = rng::uniform(engine.seed, Stream::Sampling, at);
-            let seen: Vec<u32> = match engine.sampling.has_penalty() {
-                true => request.prompt_ids.iter().chain(&a.ids).copied().collect(),
-                false => Vec::new(),
-            };
+            let has_penalty = engine.sampling.has_penalty();
+            let seen: Vec<u32> =
+                if has_penalty { request.prompt_ids.iter().chain(&a.ids).copied().collect() } else { Vec::new() };
             sample_token(z, &engine.sampling, &seen, draw)
         })?;
         for (a, drawn) in active.iter_mut().zip(drawn) {

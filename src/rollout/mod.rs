@@ -3,6 +3,7 @@
 //! [`engine`] runs the model and hands slots to waiting completions; [`sampler`] turns a row of logits into a token.
 //! A completion depends on the weights, the seed, the step, its prompt and its index, and on nothing else: not on the
 //! number of slots, the number of threads or the order of the prompts. The log-probs kept here are the trainer's.
+//! Rewards, and what is learned from a completion, are elsewhere.
 
 pub mod engine;
 pub mod sampler;
@@ -16,11 +17,13 @@ use crate::text::{FinishReason, TextError};
 /// A prompt and how many completions of it are wanted.
 #[derive(Debug, Clone)]
 pub struct RolloutRequest {
+    /// The prompt's tokens, at least one.
     pub prompt_ids: Vec<u32>,
     /// Names the prompt in the randomness: its row in the data file.
     pub prompt: u64,
     /// Index of the first completion; above 0 where a prompt stands in a batch a second time.
     pub first_completion: u64,
+    /// Completions that are wanted.
     pub num_generations: usize,
 }
 
@@ -31,13 +34,16 @@ pub struct Completion {
     pub ids: Vec<u32>, // [C]
     /// Log-prob of each token as the sampler saw it: of the whole distribution at the sampling temperature, nats.
     pub sampling_logprobs: Vec<f32>, // [C]
+    /// Whether the model ended it or the length limit did.
     pub finish_reason: FinishReason,
 }
 
 /// The completions of one prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RolloutGroup {
+    /// The prompt's tokens.
     pub prompt_ids: Vec<u32>,
+    /// Its completions, in the order of their numbers.
     pub completions: Vec<Completion>,
 }
 
@@ -65,8 +71,10 @@ pub enum RolloutError {
     /// The model's output is not a number.
     #[error("the model's output for prompt {prompt} is not finite")]
     NonFinite { prompt: u64 },
+    /// A completion could not be decoded.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }

@@ -28,6 +28,7 @@ impl SamplingConfig {
         Self { temperature: 0.0, ..Self::default() }
     }
 
+    /// Whether the most likely token is taken, without a draw.
     #[must_use]
     pub fn is_greedy(&self) -> bool {
         self.temperature <= 0.0
@@ -45,6 +46,7 @@ impl SamplingConfig {
         if self.is_greedy() { 1.0 } else { self.temperature }
     }
 
+    /// Whether tokens that occurred already are penalised.
     #[must_use]
     pub fn has_penalty(&self) -> bool {
         (self.repetition_penalty - 1.0).abs() > f32::EPSILON
@@ -76,7 +78,9 @@ pub fn sample_token(logits: &mut [f32], config: &SamplingConfig, seen: &[u32], d
     } else if config.is_truncated() {
         let scores = match &mut penalized {
             Some(scores) => {
-                scores.iter_mut().for_each(|z| *z /= config.temperature);
+                for z in scores.iter_mut() {
+                    *z /= config.temperature;
+                }
                 scores.as_slice()
             }
             None => logits,
@@ -120,7 +124,9 @@ fn draw_truncated(scores: &[f32], config: &SamplingConfig, draw: f64) -> Option<
         kept.retain(|(_, z)| *z >= least);
     }
     let most = kept.iter().map(|(_, z)| *z).fold(f64::NEG_INFINITY, f64::max);
-    kept.iter_mut().for_each(|(_, z)| *z = (*z - most).exp());
+    for (_, z) in &mut kept {
+        *z = (*z - most).exp();
+    }
     if config.top_p < 1.0 {
         kept.sort_unstable_by(by_score);
         let total: f64 = kept.iter().map(|(_, p)| p).sum();

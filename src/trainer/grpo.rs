@@ -4,7 +4,7 @@
 //! with its group, and move the policy towards the better ones, held back by the ratio's clip and the KL to a frozen
 //! reference. `rollouts.rs` samples and scores; `algorithm` has the formulas; `policy.rs` runs the model.
 
-use super::policy::Policy;
+use super::policy::{Policy, require_finite_loss};
 use super::rollouts::{Rollouts, log_completions};
 use super::{PreparedPrompt, StepContext, StepOutput, TrainError};
 use crate::algorithm::{Denominators, ObjectiveConfig, ObjectiveStats, ScaleRewards, TokenBatch, compute_objective};
@@ -65,17 +65,16 @@ impl Grpo {
         let mut output = StepOutput::after(at);
 
         let sampled: SavedRollouts;
-        let rollouts = match at.kept {
-            Some(kept) => kept,
-            None => {
-                let fresh: Rollouts = self.sample(policy, at)?;
-                fresh.add_metrics(&mut metrics);
-                output.rows_drawn += self.config.prompts_per_step as u64;
-                output.facts = Some(self.facts(at, &fresh));
-                output.completions = log_completions(&fresh, at.step, self.config.log_completions);
-                sampled = fresh.saved;
-                &sampled
-            }
+        let rollouts = if let Some(kept) = at.kept {
+            kept
+        } else {
+            let fresh: Rollouts = self.sample(policy, at)?;
+            fresh.add_metrics(&mut metrics);
+            output.rows_drawn += self.config.prompts_per_step as u64;
+            output.facts = Some(self.facts(at, &fresh));
+            output.completions = log_completions(&fresh, at.step, self.config.log_completions);
+            sampled = fresh.saved;
+            &sampled
         };
 
         at.begin(super::phase::Phase::Backward);
@@ -123,7 +122,7 @@ impl Grpo {
                 Ok(objective.grad)
             })?;
         }
-        policy.require_finite_loss(at.step, loss)?;
+        require_finite_loss(at.step, loss)?;
 
         at.begin(super::phase::Phase::Optimizer);
         let update = policy.update(at.step)?;

@@ -1,4 +1,5 @@
-//! The model being trained: gradients of micro-batches added up, then one update.
+//! The model being trained: gradients of micro-batches added up, then one update. The objective is the caller's; steps
+//! and their order are not known here.
 
 use super::TrainError;
 use crate::batch::MicroBatch;
@@ -12,9 +13,11 @@ use candle_core::Tensor;
 /// How a policy learns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PolicyConfig {
+    /// Decays, epsilon, weight decay.
     pub adamw: AdamWConfig,
     /// The peak learning rate.
     pub learning_rate: f64,
+    /// The share of it that each step uses.
     pub schedule: LrSchedule,
     /// Bound of the global gradient norm; `None`: no clipping.
     pub max_grad_norm: Option<f64>,
@@ -25,8 +28,11 @@ pub struct PolicyConfig {
 /// A decoder with trainable parameters and its optimizer.
 #[derive(Debug)]
 pub struct Policy {
+    /// The model, which also samples.
     pub decoder: Decoder,
+    /// Both moments of every parameter.
     pub optimizer: AdamW,
+    /// How it learns.
     pub config: PolicyConfig,
 }
 
@@ -111,14 +117,13 @@ impl Policy {
     /// # Errors
     /// Fails for parameters that are not f32 on the CPU.
     pub fn clear_gradients(&self) -> Result<(), TrainError> {
-        let grads = self.decoder.params().iter().filter_map(|p| p.weight.grad());
-        Ok(grads.map(zero).collect::<candle_core::Result<()>>()?)
+        Ok(self.decoder.params().iter().filter_map(|p| p.weight.grad()).try_for_each(zero)?)
     }
+}
 
-    /// Refuses a loss that is not finite.
-    pub(super) fn require_finite_loss(&self, step: u64, loss: f64) -> Result<(), NonFinite> {
-        Watch::require_finite(step, "loss", loss)
-    }
+/// Refuses a loss that is not finite; the gradients that were added up are forgotten with the run.
+pub(super) fn require_finite_loss(step: u64, loss: f64) -> Result<(), NonFinite> {
+    Watch::require_finite(step, "loss", loss)
 }
 
 /// What a micro-batch predicts, at a temperature.

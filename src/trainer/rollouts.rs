@@ -138,7 +138,9 @@ impl Grpo {
             found.extend(batch.rows.iter().copied().zip(batch.ranges.iter().map(of_row)));
         }
         let mut rows: Vec<&mut SavedCompletion> = saved.groups.iter_mut().flat_map(|g| &mut g.completions).collect();
-        found.into_iter().for_each(|(row, logprobs)| rows[row].ref_logprobs = logprobs);
+        for (row, logprobs) in found {
+            rows[row].ref_logprobs = logprobs;
+        }
         Ok(())
     }
 

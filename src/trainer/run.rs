@@ -1,4 +1,5 @@
-//! The loop: step, log, evaluate, save, stop.
+//! The loop: step, log, evaluate, save, stop. What a step does, what is evaluated and what a model folder looks like is
+//! plugged in by `recipe`.
 
 use super::phase::Phase;
 use super::save::{ModelWriter, Snapshot};
@@ -16,7 +17,9 @@ use std::path::{Path, PathBuf};
 /// The algorithm of a run.
 #[derive(Debug)]
 pub enum Method {
+    /// Sample, score, reinforce.
     Grpo(Box<Grpo>),
+    /// Learn given completions.
     Sft(Sft),
 }
 
@@ -96,7 +99,9 @@ impl Trainer {
                 Err(error) => return Err(error),
             };
             if let Some(warnings) = output.facts.as_ref().map(|facts| watch.observe(facts)) {
-                warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
             }
             self.finish_step(output)?;
             let (step, every) = (self.state.step, self.settings.save_steps);

@@ -1,7 +1,7 @@
 //! Supervised fine-tuning: one optimizer step on given completions.
 
 use super::phase::Phase;
-use super::policy::Policy;
+use super::policy::{Policy, require_finite_loss};
 use super::prompts::draw;
 use super::{StepContext, StepOutput, TrainError};
 use crate::algorithm::compute_sft_objective;
@@ -103,7 +103,7 @@ impl Sft {
                 Ok(objective.grad)
             })?;
         }
-        policy.require_finite_loss(at.step, loss)?;
+        require_finite_loss(at.step, loss)?;
 
         at.begin(Phase::Optimizer);
         let update = policy.update(at.step)?;
