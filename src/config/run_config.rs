@@ -226,9 +226,9 @@ pub struct RunConfig {
     /// Where metrics go besides the output folder: `[]` or `["none"]`; other trackers are not supported yet.
     /// Default `[]`: metrics.jsonl and completions.jsonl are always written.
     pub report_to: Vec<String>,
-    /// Name of the project the run belongs to, kept in each checkpoint's run_config.toml. Default none: no project.
+    /// Name of the project the run belongs to, kept in each checkpoint's `run_config.toml`. Default none: no project.
     pub project: Option<String>,
-    /// Name of the run, kept in each checkpoint's run_config.toml. Default none: no name.
+    /// Name of the run, kept in each checkpoint's `run_config.toml`. Default none: no name.
     pub run_name: Option<String>,
 }
 
