@@ -17,12 +17,11 @@ use candlewick::data::{Columns, RowOrder};
 use candlewick::model::{Decoder, ModelConfig, Params, init_weights};
 use candlewick::ops::head::{Predictions, token_logprobs};
 use candlewick::optim::{AdamWConfig, LrSchedule};
-use candlewick::recipe::{TrainReport, plan, train};
+use candlewick::recipe::{TrainOptions, TrainReport, plan, train};
 use candlewick::reward::{FnReward, WeightedRewards};
 use candlewick::rollout::SamplingConfig;
 use candlewick::telemetry::{Console, StepMetrics};
 use candlewick::text::{StopRules, Tokenizer};
-use candlewick::trainer::stop::StopSignal;
 use candlewick::trainer::{Grpo, GrpoConfig, Outcome, Policy, PolicyConfig, PreparedPrompt, StepContext};
 use serde_json::Value;
 
@@ -318,7 +317,7 @@ impl Workplace {
 
 fn finish(settings: &RunConfig) -> TrainReport {
     settings.check().unwrap();
-    let report = train(settings, "", StopSignal::manual()).unwrap();
+    let report = train(settings, TrainOptions::default()).unwrap();
     assert_eq!(report.outcome, Outcome::Finished);
     report
 }
