@@ -11,11 +11,11 @@ use std::path::Path;
 /// Rows without an answer: the rewards of the settings could not use them.
 const ROWS: &str = "{\"prompt\": \"1 + 2 =\"}\n{\"prompt\": \"3 - 1 =\"}\n";
 
-fn settings(folder: &Path) -> RunConfig {
+fn settings(folder: &Path) -> std::io::Result<RunConfig> {
     let file = folder.join("rows.jsonl");
-    fs::write(&file, ROWS).unwrap();
-    let file = file.to_str().unwrap().to_owned();
-    RunConfig {
+    fs::write(&file, ROWS)?;
+    let file = file.to_string_lossy().into_owned();
+    Ok(RunConfig {
         model: "tests/fixtures/hf/qwen2_tied".into(),
         train_file: file.clone(),
         eval_file: Some(file),
@@ -24,7 +24,7 @@ fn settings(folder: &Path) -> RunConfig {
         max_completion_length: 6,
         max_steps: Some(2),
         ..RunConfig::default()
-    }
+    })
 }
 
 /// The first reward calls every completion right, the second tells them apart.
@@ -37,7 +37,7 @@ fn rewards() -> WeightedRewards {
 #[test]
 fn a_run_trains_and_evaluates_with_them() {
     let folder = tempfile::tempdir().unwrap();
-    let settings = settings(folder.path());
+    let settings = settings(folder.path()).unwrap();
     let report = train(&settings, TrainOptions { rewards: Some(rewards()), ..TrainOptions::default() }).unwrap();
     let after = report.summary.after.unwrap();
     assert_eq!((after.accuracy.to_bits(), after.num_samples), (1.0f64.to_bits(), 2));
@@ -69,7 +69,7 @@ fn a_run_trains_and_evaluates_with_them() {
 #[test]
 fn settings_built_in_code_are_checked() {
     let folder = tempfile::tempdir().unwrap();
-    let wrong = RunConfig { prompts_per_step: 0, top_p: f64::NAN, ..settings(folder.path()) };
+    let wrong = RunConfig { prompts_per_step: 0, top_p: f64::NAN, ..settings(folder.path()).unwrap() };
     let error = train(&wrong, TrainOptions::default()).unwrap_err();
     assert_eq!(error.exit(), Exit::Usage);
     let text = error.to_string();
@@ -78,5 +78,5 @@ fn settings_built_in_code_are_checked() {
     // Nothing would be reinforced.
     let silent = WeightedRewards::default().with(0.0, FnReward::new("silent", |_| 1.0));
     let options = TrainOptions { rewards: Some(silent), ..TrainOptions::default() };
-    assert_eq!(train(&settings(folder.path()), options).unwrap_err().exit(), Exit::Usage);
+    assert_eq!(train(&settings(folder.path()).unwrap(), options).unwrap_err().exit(), Exit::Usage);
 }
