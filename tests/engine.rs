@@ -122,7 +122,7 @@ fn request(prompt: u64, prompt_ids: Vec<u32>, num_generations: usize) -> Rollout
 /// Prompts of 1 to 19 tokens with 1 to 7 completions each.
 fn requests(count: u64) -> Vec<RolloutRequest> {
     let request_of = |prompt: u64| {
-        let ids = (0..1 + prompt * 7 % 19).map(|i| ((prompt * 31 + i * 17) % 57) as u32).collect();
+        let ids = (0..=prompt * 7 % 19).map(|i| ((prompt * 31 + i * 17) % 57) as u32).collect();
         request(prompt, ids, 1 + (prompt * 3 % 7) as usize)
     };
     (0..count).map(request_of).collect()
@@ -132,8 +132,11 @@ fn completions(rollouts: &[RolloutGroup]) -> impl Iterator<Item = &Completion> {
     rollouts.iter().flat_map(|group| &group.completions)
 }
 
+/// Tokens, bits of the log-probs, and the end of a completion.
+type Bits = (Vec<u32>, Vec<u32>, FinishReason);
+
 /// Everything about completions that could differ, log-probs by their bits.
-fn bits(rollouts: &[RolloutGroup]) -> Vec<Vec<(Vec<u32>, Vec<u32>, FinishReason)>> {
+fn bits(rollouts: &[RolloutGroup]) -> Vec<Vec<Bits>> {
     let of =
         |c: &Completion| (c.ids.clone(), c.sampling_logprobs.iter().map(|l| l.to_bits()).collect(), c.finish_reason);
     rollouts.iter().map(|group| group.completions.iter().map(of).collect()).collect()

@@ -1,5 +1,7 @@
 //! An exported model is a Hugging Face folder: the base's files to the byte, new weights, loaded back exactly.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 #[path = "support/model_folder.rs"]
 mod model_folder;
 

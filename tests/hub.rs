@@ -1,4 +1,6 @@
 //! Model names become folders, or an error that says what to do; the Hub is a server on the loopback device.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
 #![cfg(feature = "hub")]
 
 #[path = "support/http_server.rs"]
@@ -58,7 +60,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 fn sha256(body: &[u8]) -> String {
-    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(body).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// A Hub that serves [`files`], and two files that no one should fetch.
@@ -108,7 +110,7 @@ fn a_model_is_fetched_once_and_then_found_without_the_hub() {
     assert!(!found.folder.join("pytorch_model.bin").exists());
     let seen = server.seen();
     assert!(seen.iter().all(|request| request.authorization.as_deref() == Some(&format!("Bearer {CANARY}"))));
-    assert!(seen.iter().all(|request| !request.path.ends_with(".bin")));
+    assert!(seen.iter().all(|request| Path::new(&request.path).extension().is_none_or(|extension| extension != "bin")));
 
     server.forget();
     assert_eq!(resolve(&env, None).unwrap(), found);
@@ -151,9 +153,9 @@ fn offline_opens_no_connection() {
 
 #[test]
 fn answers_of_the_hub_become_errors_with_a_hint() {
+    type Check = fn(&HubError) -> bool;
     let page = format!("/api/models/{REPO}");
     let revision = format!("{page}/revision/v9");
-    type Check = fn(&HubError) -> bool;
     let cases: &[(&str, Option<&str>, Answer, Check)] = &[
         (&page, None, Answer::new(404, "{}").header("x-error-code", "RepoNotFound"), |e| {
             matches!(e, HubError::RepoNotFound { .. })

@@ -3,6 +3,8 @@
 //! `tests/fixtures/hf` holds tiny random models of each family and transformers' numbers for them
 //! (`scripts/make_hf_fixtures.py`). Besides, candle-transformers' own models agree on the same weights.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -239,7 +241,7 @@ fn assert_candle_agrees(what: &str, config: &ModelConfig, tensors: Vec<LoadedTen
     assert_close(what, &flat(&logits(&last, decoder.head()).unwrap()), &expected);
 }
 
-/// The folders whose settings candle-transformers knows; its llama has neither biases nor a head_dim of its own.
+/// The folders whose settings candle-transformers knows; its llama has neither biases nor a `head_dim` of its own.
 #[test]
 fn candle_transformers_agrees_on_the_fixtures() {
     for name in ["mistral", "qwen2_tied", "qwen2_untied", "qwen3"] {

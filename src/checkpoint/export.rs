@@ -311,7 +311,7 @@ mod tests {
         let shapes: Vec<Vec<usize>> = [10, 10, 5, 100, 1, 1].iter().map(|n| vec![*n]).collect();
         let specs: Vec<(&str, &[usize])> = shapes.iter().map(|shape| ("x", shape.as_slice())).collect();
         assert_eq!(cut(&specs, SavedDtype::F32, 80), [0..2, 2..3, 3..4, 4..6]);
-        assert_eq!(cut(&specs, SavedDtype::Bf16, 1000), [0..6]);
+        assert!(cut(&specs, SavedDtype::Bf16, 1000).into_iter().eq(std::iter::once(0..6)));
         assert_eq!(cut(&specs, SavedDtype::F32, 1), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6]);
     }
 }

@@ -308,7 +308,8 @@ mod tests {
         assert!(matches!(old.rope_scaling, RopeScaling::Llama3 { original_max_position_embeddings: 64, .. }));
         let default = with("Qwen2ForCausalLM", r#", "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}"#);
         assert_eq!((default.rope_theta, default.rope_scaling), (1e6, RopeScaling::None));
-        assert_eq!(with("Qwen2ForCausalLM", r#", "rope_scaling": null"#).rope_theta, 10_000.0);
+        let without = with("Qwen2ForCausalLM", r#", "rope_scaling": null"#);
+        assert_eq!((without.rope_theta, without.rope_scaling), (10_000.0, RopeScaling::None));
     }
 
     #[test]

@@ -86,11 +86,10 @@ fn serve(stream: &TcpStream, answers: &Mutex<HashMap<String, Answer>>, seen: &Mu
         answers.get(&format!("{method} {path}")).or_else(|| answers.get(&path)).cloned()
     };
     let answer = answer.unwrap_or_else(|| Answer::new(404, "nothing here"));
-    let mut text = format!("HTTP/1.1 {} Answer\r\nconnection: close\r\n", answer.status);
-    for (name, value) in &answer.headers {
-        text += &format!("{name}: {value}\r\n");
-    }
-    text += &format!("content-length: {}\r\n\r\n", answer.body.len());
+    let own = format!("HTTP/1.1 {} Answer\r\nconnection: close\r\n", answer.status);
+    let headers = answer.headers.iter().map(|(name, value)| format!("{name}: {value}\r\n"));
+    let text = [own].into_iter().chain(headers).collect::<String>();
+    let text = text + &format!("content-length: {}\r\n\r\n", answer.body.len());
     let mut stream = stream;
     // A client that has gone away is no failure of the server.
     let _ = stream.write_all(text.as_bytes());
