@@ -111,7 +111,7 @@ fn damaged_checkpoints_are_skipped_by_name_and_never_started_over() {
     copy_until(&whole, &run, 4);
     fs::write(run.join("checkpoint-4/optimizer.safetensors"), b"damaged").unwrap();
     let text = bench.run_well("run", "auto", &[]);
-    assert!(text.contains("checkpoint-4: optimizer.safetensors"), "{text}");
+    assert!(text.contains("checkpoint-4 is damaged and was left out: optimizer.safetensors"), "{text}");
     assert_same_run(&whole, &run, "checkpoint-6");
 
     for step in [2, 4, 6] {

@@ -102,6 +102,10 @@ impl CheckpointDir {
                 Ok(manifest) => skipped.push((path, format!("{MANIFEST_FILE} is that of step {}", manifest.step))),
                 // What the operating system refuses is no verdict on the checkpoint: better stop than fall back.
                 Err(CheckpointError::Io(error)) => return Err(error.into()),
+                // The folder is named beside it.
+                Err(CheckpointError::Corrupt { file, problem, .. }) => {
+                    skipped.push((path, format!("{file} {problem}")));
+                }
                 Err(error) => skipped.push((path, error.to_string())),
             }
         }

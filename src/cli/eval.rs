@@ -9,6 +9,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::fmt::Write;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ pub struct EvalArgs {
     num_samples: u32,
     /// Evaluate the first N rows only.
     #[arg(long, value_name = "N")]
-    num_rows: Option<usize>,
+    num_rows: Option<NonZeroUsize>,
     /// Write a results file and the samples into this folder.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -66,7 +67,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
     let options = EvaluateOptions {
         data: args.data.clone(),
         num_samples: args.num_samples as usize,
-        num_rows: args.num_rows,
+        num_rows: args.num_rows.map(NonZeroUsize::get),
         output: args.output.clone(),
         rewards: None,
     };

@@ -8,19 +8,19 @@ use clap::Args;
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Sampling temperature; 0 takes the most likely token.
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
     temperature: f64,
     /// Keep the most likely tokens whose probabilities add up to this much.
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share)]
     top_p: f64,
     /// Keep this many of the most likely tokens; 0 keeps all.
     #[arg(long, value_name = "N", default_value_t = 0)]
     top_k: usize,
     /// Keep tokens at least this likely relative to the most likely one.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = unit)]
     min_p: Option<f64>,
     /// Make tokens that occurred already less likely; 1 is off.
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
     repetition_penalty: f64,
     /// Longest completion, in tokens.
     #[arg(long, value_name = "N", default_value_t = 512)]
@@ -34,6 +34,9 @@ pub struct SamplingArgs {
     /// A system message in front of the prompt; it goes through the chat template.
     #[arg(long = "system", value_name = "TEXT")]
     system_prompt: Option<String>,
+    /// Chat template: the path of a Jinja file, or the template itself; the model's own where it is left out.
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<String>,
     /// Branch, tag or commit of a Hub id.
     #[arg(long, value_name = "REV")]
     revision: Option<String>,
@@ -57,12 +60,34 @@ fn device(name: &str) -> Result<DeviceKind, String> {
     }
 }
 
+/// A finite number for which `holds` is true.
+fn number(text: &str, holds: impl Fn(f64) -> bool, range: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|value: &f64| value.is_finite() && holds(*value));
+    value.ok_or_else(|| format!("expected a number {range}"))
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |x| x >= 0.0, "from 0 up")
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0, "above 0")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")
+}
+
+fn unit(text: &str) -> Result<f64, String> {
+    number(text, |x| (0.0..=1.0).contains(&x), "from 0 to 1")
+}
+
 impl SamplingArgs {
     /// The arguments as settings of `model`.
     pub fn settings(&self, model: &str) -> RunConfig {
         RunConfig {
             model: model.to_owned(),
-            temperature: self.temperature.max(0.0),
+            temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
             min_p: self.min_p,
@@ -73,6 +98,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             seed: self.seed,
             system_prompt: self.system_prompt.clone(),
+            chat_template: self.chat_template.clone(),
             revision: self.revision.clone(),
             device: self.device,
             threads: self.threads.map(usize::from),

@@ -1,5 +1,6 @@
 //! Why a recipe could not be carried out.
 
+use super::parts::PromptLimit;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
@@ -21,14 +22,11 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum RecipeError {
     /// Every row was left out.
-    #[error("{}: no row is left: {too_long} of {rows} prompts are longer than max_prompt_length = {limit}", path.display())]
-    NoRows { path: PathBuf, rows: usize, too_long: usize, limit: usize },
+    #[error("{}: no row is left: {too_long} of {rows} prompts are longer than {limit}", path.display())]
+    NoRows { path: PathBuf, rows: usize, too_long: usize, limit: PromptLimit },
     /// Not one of the examples fits.
-    #[error("{}: no row is left: {left_out} are empty or longer than max_prompt_length or max_completion_length", path.display())]
+    #[error("{}: no row is left: {left_out} are empty, longer than max_prompt_length or max_completion_length, or than the model's context", path.display())]
     NoExamples { path: PathBuf, left_out: usize },
-    /// The model's context is too short for the prompts.
-    #[error("max_prompt_length = {limit} leaves no room for a completion in the model's context of {context} tokens")]
-    Context { limit: usize, context: usize },
     /// A reward that does not exist.
     #[error("there is no reward called `{name}`")]
     UnknownReward { name: String },
@@ -95,13 +93,15 @@ impl RecipeError {
 impl Diagnose for RecipeError {
     fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::NoRows { .. } => "Raise `max_prompt_length`, or shorten the prompts.",
+            Self::NoRows { limit: PromptLimit::Context { .. }, .. } => {
+                "Shorten the prompts, or take a model with a longer context."
+            }
+            Self::NoRows { limit: PromptLimit::Setting(_), .. } => "Raise `max_prompt_length`, or shorten the prompts.",
             Self::NoExamples { .. } => "Raise `max_prompt_length` and `max_completion_length`.",
-            Self::Context { .. } => "Lower `max_prompt_length`.",
             Self::UnknownReward { .. } => "The rewards are: last_integer.",
             Self::Vocabulary { .. } => "Take tokenizer and weights from the same model.",
             Self::Dtype => "Leave `dtype` at \"auto\", which is f32 on the CPU.",
-            Self::NoChatTemplate { .. } => "Leave out --chat, or give a template with `chat_template`.",
+            Self::NoChatTemplate { .. } => "Leave out --chat, or give a template with --chat-template.",
             _ => return self.inner().and_then(Diagnose::hint),
         };
         Some(text.to_owned())
@@ -110,9 +110,7 @@ impl Diagnose for RecipeError {
     fn exit(&self) -> Exit {
         match self {
             Self::NoRows { .. } | Self::NoExamples { .. } => Exit::Data,
-            Self::Context { .. } | Self::UnknownReward { .. } | Self::Dtype | Self::NoChatTemplate { .. } => {
-                Exit::Usage
-            }
+            Self::UnknownReward { .. } | Self::Dtype | Self::NoChatTemplate { .. } => Exit::Usage,
             Self::Vocabulary { .. } => Exit::Model,
             _ => self.inner().map_or(Exit::Failed, Diagnose::exit),
         }

@@ -1,8 +1,7 @@
 //! Evaluating a model folder or Hub model on a JSONL set: loads, runs `eval`, writes the result files where asked to.
 
 use super::RecipeError;
-use super::parts::{check_device, graders, load_data, load_model, prepare, sampling};
-use super::train::prompt_limit;
+use super::parts::{PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
 use crate::config::RunConfig;
 use crate::data::RowKind;
 use crate::eval::{
@@ -60,7 +59,7 @@ pub fn evaluate(
     let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
     rewards.check_rows(&options.data, &data.rows)?;
     let rows = data.rows.clone();
-    let limit = prompt_limit(settings, &model);
+    let limit = PromptLimit::new(settings, &model);
     let prompts = prepare(&options.data, data.rows, &model.renderer(settings), limit)?.prompts;
     let config = EvalConfig {
         num_samples: options.num_samples,

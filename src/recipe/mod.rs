@@ -14,6 +14,6 @@ mod train;
 pub use error::RecipeError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use generate::{GenerateOptions, generate};
-pub use parts::{LoadedModel, load_model};
+pub use parts::{LoadedModel, PromptLimit, load_model};
 pub use plan::{Plan, plan};
 pub use train::{TrainOptions, TrainReport, train};

@@ -141,22 +141,61 @@ pub(super) fn load_data(path: &Path, settings: &RunConfig, kind: RowKind) -> Res
     Ok(dataset)
 }
 
+/// The longest prompt that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PromptLimit {
+    /// `max_prompt_length`.
+    Setting(usize),
+    /// The model's context in tokens, of which at least one must be left for the completion.
+    Context { tokens: usize },
+}
+
+impl PromptLimit {
+    /// The tighter of the two limits.
+    pub(super) fn new(settings: &RunConfig, model: &LoadedModel) -> Self {
+        let tokens = model.config.max_position_embeddings;
+        if settings.max_prompt_length < tokens {
+            Self::Setting(settings.max_prompt_length)
+        } else {
+            Self::Context { tokens }
+        }
+    }
+
+    fn tokens(self) -> usize {
+        match self {
+            Self::Setting(tokens) => tokens,
+            Self::Context { tokens } => tokens.saturating_sub(1),
+        }
+    }
+}
+
+impl std::fmt::Display for PromptLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Setting(tokens) => write!(f, "max_prompt_length = {tokens}"),
+            Self::Context { tokens } => {
+                write!(f, "{} tokens, all but one of the model's context", tokens.saturating_sub(1))
+            }
+        }
+    }
+}
+
 /// Renders the prompts of a file; those that are too long are left out with a warning.
 pub(super) fn prepare(
     path: &Path,
     rows: Vec<crate::data::Row>,
     renderer: &PromptRenderer,
-    limit: usize,
+    limit: PromptLimit,
 ) -> Result<PreparedPrompts, RecipeError> {
     let num_rows = rows.len();
-    let prepared = PreparedPrompts::new(rows, renderer, limit)?;
+    let prepared = PreparedPrompts::new(path, rows, renderer, limit.tokens())?;
     if prepared.prompts.is_empty() {
         let (path, too_long) = (path.to_owned(), prepared.too_long);
         return Err(RecipeError::NoRows { path, rows: num_rows, too_long, limit });
     }
     if prepared.too_long > 0 {
         let (path, too_long) = (path.display(), prepared.too_long);
-        tracing::warn!("{path}: {too_long} prompts are longer than max_prompt_length = {limit} and were left out");
+        tracing::warn!("{path}: {too_long} prompts are longer than {limit} and were left out");
     }
     Ok(prepared)
 }

@@ -1,8 +1,7 @@
 //! What a run would do, without doing it: the first prompt, the batch arithmetic, an estimate of the memory.
 
 use super::RecipeError;
-use super::parts::{LoadedModel, check_device, graders, load_data, load_model, prepare};
-use super::train::prompt_limit;
+use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_data, load_model, prepare};
 use crate::config::{Algorithm, RunConfig};
 use crate::data::RowKind;
 use crate::model::ModelConfig;
@@ -63,7 +62,8 @@ impl Memory {
     /// The peak: the cache and the activations are never there at one time.
     #[must_use]
     pub fn peak(&self) -> usize {
-        self.weights + self.gradients + self.moments + self.reference + self.kv_cache.max(self.activations)
+        (self.weights + self.gradients + self.moments + self.reference)
+            .saturating_add(self.kv_cache.max(self.activations))
     }
 }
 
@@ -80,7 +80,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         Algorithm::Grpo => {
             let data = load_data(path, settings, RowKind::Prompt)?;
             graders(settings, None)?.0.check_rows(path, &data.rows)?;
-            let limit = prompt_limit(settings, &model);
+            let limit = PromptLimit::new(settings, &model);
             let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
             (prompts.len(), prompts[0].text.clone(), prompts[0].ids.clone(), longest)
@@ -91,8 +91,9 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     let num_generations = if is_grpo { settings.num_generations } else { 1 };
     let prompts_per_step = settings.prompts_per_optimizer_step();
     let repeats = if is_grpo { settings.num_iterations as u64 } else { 1 };
-    let of_epochs = (settings.num_train_epochs * rows as f64 / prompts_per_step as f64).ceil() as u64 * repeats;
-    let max_tokens_per_step = prompts_per_step * (longest_prompt + num_generations * settings.max_completion_length);
+    let of_epochs = (settings.num_train_epochs * rows as f64 / prompts_per_step as f64).ceil() as u64;
+    let completions = num_generations.saturating_mul(settings.max_completion_length);
+    let max_tokens_per_step = longest_prompt.saturating_add(completions).saturating_mul(prompts_per_step);
     let budget = settings.max_tokens_per_micro_batch;
     Ok(Plan {
         algorithm: settings.algorithm.name(),
@@ -101,11 +102,11 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         rows,
         prompts_per_step,
         num_generations,
-        completions_per_step: prompts_per_step * num_generations,
-        max_steps: settings.max_steps.unwrap_or(of_epochs.max(1)),
+        completions_per_step: prompts_per_step.saturating_mul(num_generations),
+        max_steps: settings.max_steps.unwrap_or(of_epochs.saturating_mul(repeats).max(1)),
         max_tokens_per_step,
         max_micro_batches: max_tokens_per_step.div_ceil(budget),
-        memory: memory(settings, &model.config, max_tokens_per_step.min(budget), longest_prompt),
+        memory: memory(settings, &model.config, max_tokens_per_step, budget),
         first_prompt,
         first_prompt_ids,
     })
@@ -120,9 +121,10 @@ fn first_example(
     let limits = ExampleConfig {
         max_prompt_length: settings.max_prompt_length,
         max_completion_length: settings.max_completion_length,
+        max_length: model.config.max_position_embeddings,
         completion_only_loss: settings.completion_only_loss,
     };
-    let (examples, left_out) = prepare_examples(&data.rows, &model.renderer(settings), limits)?;
+    let (examples, left_out) = prepare_examples(path, &data.rows, &model.renderer(settings), limits)?;
     let Some(first) = examples.first() else {
         return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
     };
@@ -132,14 +134,12 @@ fn first_example(
 }
 
 /// Bytes of the large parts, all f32.
-fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Memory {
+fn memory(settings: &RunConfig, config: &ModelConfig, tokens_per_step: usize, budget: usize) -> Memory {
     const F32: usize = 4;
     let is_grpo = settings.algorithm == Algorithm::Grpo;
     let weights = F32 * config.num_parameters();
     let kv_width = config.num_key_value_heads * config.head_dim;
     let q_width = config.num_attention_heads * config.head_dim;
-    let rows = settings.prompts_per_optimizer_step()
-        * (longest_prompt + settings.num_generations * settings.max_completion_length);
     // What a layer keeps for its backward pass: its input, the sum after attention, q, k, v, the attended values, the
     // gate and up projections.
     let layer = 2 * config.hidden_size + 2 * q_width + 2 * kv_width + 2 * config.intermediate_size;
@@ -153,8 +153,8 @@ fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_pro
         gradients: weights,
         moments: 2 * weights,
         reference: if is_grpo && settings.beta > 0.0 { weights } else { 0 },
-        kv_cache: if is_grpo { crate::model::KvCache::bytes(config, rows) } else { 0 },
-        activations: F32 * tokens * kept,
+        kv_cache: if is_grpo { crate::model::KvCache::bytes(config, 1).saturating_mul(tokens_per_step) } else { 0 },
+        activations: (F32 * kept).saturating_mul(tokens_per_step.min(budget)),
     }
 }
 

@@ -1,11 +1,11 @@
 //! A whole training run: find, check, load, train, write, evaluate what was written.
 
 use super::RecipeError;
-use super::parts::{LoadedModel, check_device, graders, load_data, load_model, prepare, sampling};
+use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
 use crate::algorithm::ObjectiveConfig;
 use crate::checkpoint::{
-    CardFacts, CardResult, CheckpointDir, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState, TrainingState,
-    base_license, export_model, model_card, require_compatible, verify,
+    CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState,
+    TrainingState, base_license, export_model, model_card, require_compatible, verify,
 };
 use crate::config::{Algorithm, Init, Resume, RewardConfig, RunConfig, SaveDtype};
 use crate::data::{Dataset, RowKind, RowOrder};
@@ -189,6 +189,9 @@ fn resume(
             Some(found) => (found.path, found.step, found.skipped),
         },
         Resume::From(path) => {
+            if !path.exists() {
+                return Err(CheckpointError::NotFound { output_dir: path }.into());
+            }
             let manifest = verify(&path)?;
             (path, manifest.step, Vec::new())
         }
@@ -216,7 +219,8 @@ fn method(
     let renderer = model.renderer(settings);
     let per_step = settings.prompts_per_optimizer_step();
     let steps = |rows: usize, repeats: u64| {
-        let of_epochs = (settings.num_train_epochs * rows as f64 / per_step as f64).ceil() as u64 * repeats;
+        let of_epochs = (settings.num_train_epochs * rows as f64 / per_step as f64).ceil() as u64;
+        let of_epochs = of_epochs.saturating_mul(repeats);
         settings.max_steps.unwrap_or(of_epochs.max(1))
     };
     match settings.algorithm {
@@ -224,9 +228,10 @@ fn method(
             let limits = ExampleConfig {
                 max_prompt_length: settings.max_prompt_length,
                 max_completion_length: settings.max_completion_length,
+                max_length: model.config.max_position_embeddings,
                 completion_only_loss: settings.completion_only_loss,
             };
-            let (examples, left_out) = prepare_examples(&data.rows, &renderer, limits)?;
+            let (examples, left_out) = prepare_examples(path, &data.rows, &renderer, limits)?;
             if examples.is_empty() {
                 return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
             }
@@ -241,7 +246,7 @@ fn method(
         }
         Algorithm::Grpo => {
             rewards.check_rows(path, &data.rows)?;
-            let limit = prompt_limit(settings, model);
+            let limit = PromptLimit::new(settings, model);
             let prompts = prepare(path, data.rows, &renderer, limit)?.prompts;
             // One round on a set of rollouts is `num_iterations` optimizer steps.
             let max_steps = steps(prompts.len(), settings.num_iterations as u64);
@@ -261,11 +266,6 @@ fn method(
             Ok((Method::Grpo(Box::new(grpo)), max_steps))
         }
     }
-}
-
-/// Longest prompt that is kept: at least one token of the context must be left for the completion.
-pub(super) fn prompt_limit(settings: &RunConfig, model: &LoadedModel) -> usize {
-    settings.max_prompt_length.min(model.config.max_position_embeddings.saturating_sub(1))
 }
 
 fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
@@ -366,7 +366,7 @@ fn evaluator(
     let mut data = load_data(path, settings, RowKind::Prompt)?;
     data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
     rewards.check_rows(path, &data.rows)?;
-    let prompts = prepare(path, data.rows, &model.renderer(settings), prompt_limit(settings, model))?.prompts;
+    let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
     let config = EvalConfig {
         num_samples: 1,
         sampling: SamplingConfig::greedy(),

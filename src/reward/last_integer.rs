@@ -84,7 +84,8 @@ impl LastInteger {
         let column = &self.answer_column;
         let Some(answer) = columns.text(column) else {
             let present: Vec<_> = columns.names().collect();
-            return Err(format!("it has no column `{column}` (it has: {})", present.join(", ")));
+            let present = if present.is_empty() { "nothing but the prompt".to_owned() } else { present.join(", ") };
+            return Err(format!("it has no column `{column}` (it has: {present})"));
         };
         extract_last_integer(answer)
             .ok_or_else(|| format!("`{column}` does not end in an integer: `{}`", crate::text::excerpt(answer)))

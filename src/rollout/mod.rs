@@ -82,7 +82,9 @@ pub enum RolloutError {
 impl Diagnose for RolloutError {
     fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::PromptTooLong { .. } => "Set `max_prompt_length` below the context, so that longer rows are dropped.",
+            Self::PromptTooLong { .. } => {
+                "Shorten the prompt; a run leaves such rows out where `max_prompt_length` is below the context."
+            }
             Self::EmptyPrompt { .. } => "Give the row a prompt; a tokenizer without a BOS token maps \"\" to nothing.",
             Self::UnknownToken { .. } => "The tokenizer and the model do not belong together: check the model folder.",
             Self::NonFinite { .. } => {

@@ -59,7 +59,7 @@ impl Diagnose for TextError {
             Self::TemplateSyntax { .. } | Self::TemplateRender { .. } | Self::TemplateFuel { .. } => {
                 "Set `chat_template` to a corrected Jinja file"
             }
-            Self::EmptyPrompt { .. } => "Remove the row, or give it a prompt",
+            Self::EmptyPrompt { .. } => "Give a prompt with text that the tokenizer knows, or remove the row",
             Self::UnknownSpecialToken { .. } => {
                 "Save the tokenizer again with transformers, so that tokenizer.json has every special token"
             }

@@ -8,14 +8,15 @@ use crate::reward::RewardError;
 use crate::rollout::RolloutError;
 use crate::telemetry::{NonFinite, TelemetryError};
 use crate::text::TextError;
+use std::path::PathBuf;
 
 /// Why a run could not go on. The last checkpoint is as it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
     /// A row of the data could not be rendered or tokenised.
-    #[error("line {line} of the training data: {source}")]
-    Row { line: usize, source: TextError },
+    #[error("{}:{line}: {source}", path.display())]
+    Row { path: PathBuf, line: usize, source: Box<TextError> },
     /// Evaluation or export failed.
     #[error("{0}")]
     Other(Box<dyn Diagnose>),
@@ -48,7 +49,7 @@ impl TrainError {
     /// The wrapped error, where it knows what to do.
     fn inner(&self) -> Option<&dyn Diagnose> {
         match self {
-            Self::Row { source, .. } => Some(source),
+            Self::Row { source, .. } => Some(source.as_ref()),
             Self::Other(error) => Some(error.as_ref()),
             Self::NonFinite(error) => Some(error),
             Self::Checkpoint(error) => Some(error),

@@ -3,6 +3,7 @@
 use super::TrainError;
 use crate::data::{Columns, Row, RowOrder};
 use crate::text::PromptRenderer;
+use std::path::Path;
 
 /// A prompt, ready to be run.
 #[derive(Debug, Clone)]
@@ -25,15 +26,21 @@ pub struct PreparedPrompts {
 }
 
 impl PreparedPrompts {
-    /// Renders and tokenises every row.
+    /// Renders and tokenises every row of the file `path`.
     ///
     /// # Errors
     /// Fails where a row cannot be rendered.
-    pub fn new(rows: Vec<Row>, renderer: &PromptRenderer, max_prompt_length: usize) -> Result<Self, TrainError> {
+    pub fn new(
+        path: &Path,
+        rows: Vec<Row>,
+        renderer: &PromptRenderer,
+        max_prompt_length: usize,
+    ) -> Result<Self, TrainError> {
         let mut prompts = Vec::with_capacity(rows.len());
         let mut too_long = 0;
         for row in rows {
-            let rendered = renderer.render(&row.prompt).map_err(|source| TrainError::Row { line: row.line, source })?;
+            let at_row = |error| TrainError::Row { path: path.to_owned(), line: row.line, source: Box::new(error) };
+            let rendered = renderer.render(&row.prompt).map_err(at_row)?;
             if rendered.ids.len() > max_prompt_length {
                 too_long += 1;
                 continue;

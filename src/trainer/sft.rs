@@ -9,6 +9,7 @@ use crate::batch::{Group, pack};
 use crate::data::{Row, RowOrder};
 use crate::telemetry::StepMetrics;
 use crate::text::PromptRenderer;
+use std::path::Path;
 use std::time::Instant;
 
 /// A prompt and the tokens to learn.
@@ -39,15 +40,18 @@ pub struct Sft {
 pub struct ExampleConfig {
     pub max_prompt_length: usize,
     pub max_completion_length: usize,
+    /// Longest prompt and completion together: the model's context.
+    pub max_length: usize,
     /// Learn the completion alone; otherwise every token after the first.
     pub completion_only_loss: bool,
 }
 
-/// Renders and tokenises rows; returns the examples and how many rows were left out as too long or empty.
+/// Renders and tokenises rows of the file `path`; returns the examples and how many rows were left out as too long or empty.
 ///
 /// # Errors
 /// Fails where a row cannot be rendered.
 pub fn prepare_examples(
+    path: &Path,
     rows: &[Row],
     renderer: &PromptRenderer,
     config: ExampleConfig,
@@ -55,10 +59,12 @@ pub fn prepare_examples(
     let mut examples = Vec::with_capacity(rows.len());
     let mut left_out = 0;
     for row in rows {
-        let at_row = |source| TrainError::Row { line: row.line, source };
+        let at_row = |error| TrainError::Row { path: path.to_owned(), line: row.line, source: Box::new(error) };
         let completion = row.completion().unwrap_or_default();
         let (prompt, completion_ids) = renderer.render_pair(&row.prompt, completion).map_err(at_row)?;
-        let fits = prompt.ids.len() <= config.max_prompt_length && completion_ids.len() <= config.max_completion_length;
+        let fits = prompt.ids.len() <= config.max_prompt_length
+            && completion_ids.len() <= config.max_completion_length
+            && prompt.ids.len() + completion_ids.len() <= config.max_length;
         let mut example = Example { prompt_ids: prompt.ids, completion_ids };
         if !config.completion_only_loss || example.prompt_ids.is_empty() {
             // Something must stand before the first token that is predicted.
