@@ -169,7 +169,8 @@ pub(super) fn groups(rollouts: &SavedRollouts) -> Vec<Group<'_>> {
     let mut row = 0..;
     let numbered = rollouts.groups.iter().map(|group| Group {
         prompt: &group.prompt_ids,
-        completions: row.by_ref().zip(&group.completions).map(|(row, c)| (row, c.ids.as_slice())).collect(),
+        // The completions first: a pair that lacks its second half would swallow a number.
+        completions: group.completions.iter().zip(row.by_ref()).map(|(c, row)| (row, c.ids.as_slice())).collect(),
     });
     numbered.collect()
 }
@@ -189,4 +190,28 @@ fn add_objective_metrics(metrics: &mut StepMetrics, stats: &ObjectiveStats, has_
     metrics.gauge("clip_ratio/low_min", stats.low_min.unwrap_or(0.0));
     metrics.mean("clip_ratio/high_mean", stats.high_clipped as f64, tokens);
     metrics.gauge("clip_ratio/high_max", stats.high_max.unwrap_or(0.0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{SavedCompletion, SavedGroup};
+
+    #[test]
+    fn completions_are_numbered_through_the_step() {
+        let completion = SavedCompletion {
+            ids: vec![1],
+            old_logprobs: vec![-1.0],
+            ref_logprobs: Vec::new(),
+            is_truncated: false,
+            reward: None,
+            reward_parts: Vec::new(),
+            advantage: 0.0,
+        };
+        let group = |size| SavedGroup { row: 0, prompt_ids: vec![2], completions: vec![completion.clone(); size] };
+        let rollouts = SavedRollouts { groups: vec![group(3), group(0), group(2)] };
+        let numbers: Vec<Vec<usize>> =
+            groups(&rollouts).iter().map(|group| group.completions.iter().map(|(row, _)| *row).collect()).collect();
+        assert_eq!(numbers, [vec![0, 1, 2], vec![], vec![3, 4]]);
+    }
 }
