@@ -46,6 +46,10 @@ fn a_run_resumed_from_any_step_equals_the_uninterrupted_one() {
     let first_weights = fs::read(whole.join("checkpoint-1/model.safetensors")).unwrap();
     assert!(final_weights != first_weights, "a run that learns nothing shows nothing");
     verify(&whole).unwrap();
+    let state = fs::read_to_string(whole.join("checkpoint-10/trainer_state.json")).unwrap();
+    let state: serde_json::Value = serde_json::from_str(&state).unwrap();
+    // Four rollouts of 8 prompts out of 40.
+    assert_eq!(state["epoch"], 0.8);
     for step in 1..=9 {
         let name = format!("from-{step}");
         let resumed = bench.output_dir(&name);

@@ -15,8 +15,9 @@ const SILENT: [&str; 8] =
     ["output_dir", "resume", "logging_steps", "threads", "report_to", "project", "run_name", "offline"];
 /// Settings that make another run of it.
 const FATAL: [&str; 3] = ["algorithm", "model", "init"];
-/// Settings that fix the shape of a rollout batch: fatal while saved rollouts wait to be used again.
-const FATAL_WITH_ROLLOUTS: [&str; 4] = ["num_generations", "prompts_per_step", "num_iterations", "beta"];
+/// Settings that saved rollouts were made with (their shape, the temperature of their log-probs): fatal while such wait
+/// to be used again.
+const FATAL_WITH_ROLLOUTS: [&str; 5] = ["num_generations", "prompts_per_step", "num_iterations", "beta", "temperature"];
 
 /// What a run is a run of.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

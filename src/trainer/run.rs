@@ -38,6 +38,13 @@ pub struct RunSettings {
     pub save_total_limit: usize,
 }
 
+impl RunSettings {
+    /// Whether a checkpoint is saved after `step`.
+    fn saves_at(&self, step: u64) -> bool {
+        step == self.max_steps || (self.save_steps > 0 && step.is_multiple_of(self.save_steps))
+    }
+}
+
 /// Evaluates a model: the figures for the table, and metrics (without the prefix `eval_`).
 pub type Evaluate = Box<dyn Fn(&Decoder) -> Result<(EvalFigures, StepMetrics), TrainError>>;
 
@@ -92,11 +99,16 @@ impl Trainer {
             }
             let output = match self.step() {
                 Ok(output) => output,
-                Err(error @ TrainError::NonFinite(_)) => {
-                    self.save_unless(saved_at)?;
+                Err(error) => {
+                    // The gradients of a step that is not finished must not be added to those of another.
+                    self.policy.clear_gradients()?;
+                    if matches!(error, TrainError::NonFinite(_))
+                        && let Err(unsaved) = self.save_unless(saved_at)
+                    {
+                        tracing::warn!("the state before step {} could not be saved: {unsaved}", self.state.step + 1);
+                    }
                     return Err(error);
                 }
-                Err(error) => return Err(error),
             };
             if let Some(warnings) = output.facts.as_ref().map(|facts| watch.observe(facts)) {
                 for warning in warnings {
@@ -104,10 +116,9 @@ impl Trainer {
                 }
             }
             self.finish_step(output)?;
-            let (step, every) = (self.state.step, self.settings.save_steps);
-            if step == self.settings.max_steps || (every > 0 && step.is_multiple_of(every)) {
+            if self.settings.saves_at(self.state.step) {
                 self.save()?;
-                saved_at = Some(step);
+                saved_at = Some(self.state.step);
             }
         }
         Ok(Outcome::Finished)
@@ -144,7 +155,9 @@ impl Trainer {
         // The last evaluation is that of the saved model.
         if every > 0 && step.is_multiple_of(every) && step < self.settings.max_steps {
             let figures = self.evaluate_into(&mut metrics)?;
+            // The best of the checkpoints: what is not saved cannot be gone back to.
             if let Some(figures) = figures
+                && self.settings.saves_at(step)
                 && self.state.best.is_none_or(|best| figures.mean_reward > best.metric)
             {
                 self.state.best = Some(BestCheckpoint { step, metric: figures.mean_reward });
@@ -164,7 +177,8 @@ impl Trainer {
         }
         self.metrics.log(step, &metrics)?;
         self.console.log(step, &metrics)?;
-        self.history.push_history(step, metrics.value("epoch").unwrap_or(0.0), &metrics);
+        self.history.epoch = metrics.value("epoch").unwrap_or(0.0);
+        self.history.push_history(step, self.history.epoch, &metrics);
         Ok(())
     }
 
