@@ -225,6 +225,7 @@ fn settings_that_cannot_be_used() {
     place.train("bf16 on the CPU", 2, &["--dtype=bf16"]);
     place.train("the plan says so too", 2, &["--dtype=bf16", "--dry-run"]);
     place.train("one completion a prompt", 2, &["--num-generations=1"]);
+    place.train("more completions than can be", 2, &["--prompts-per-step=9223372036854775807"]);
     place.train("no threads", 2, &["--threads=0"]);
     place.train("not a number", 2, &["--learning-rate=nan"]);
     place.train("a template that does not parse", 4, &["--set=chat_template=\"{% if %}\""]);
@@ -232,6 +233,7 @@ fn settings_that_cannot_be_used() {
     place.case("no such device here", 2, &[&eval[..], &["--device", "cuda"]].concat());
     place.case("an unknown device", 2, &[&eval[..], &["--device", "tpu"]].concat());
     place.case("no samples", 2, &[&eval[..], &["--num-samples", "0"]].concat());
+    place.case("more samples than can be", 2, &[&eval[..], &["--num-samples", "4294967295"]].concat());
     place.case("a negative seed", 2, &[&eval[..], &["--seed=-1"]].concat());
     place.case("a chat without a template", 2, &["generate", "model", "1+2=", "--chat"]);
     place.case("an empty prompt", 3, &["generate", "model", ""]);

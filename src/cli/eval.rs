@@ -24,7 +24,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Completions of each prompt; above 1, pass@k is computed.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     num_samples: u32,
     /// Evaluate the first N rows only.
     #[arg(long, value_name = "N")]

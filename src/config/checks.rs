@@ -8,6 +8,9 @@ use super::kinds::Algorithm;
 use super::run_config::{Resume, RunConfig};
 use std::path::Path;
 
+/// The most completions of an optimizer step: beyond what any machine samples, and far below what sizes can count.
+const MAX_COMPLETIONS: usize = 1 << 24;
+
 /// One rule that is broken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
@@ -198,6 +201,13 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
         let message = "`num_generations` must be 2 or more with `algorithm = \"grpo\"`, not 1";
         let help = "rewards are compared within a group: a group of one teaches nothing";
         found.push(Problem::new(&["num_generations", "algorithm"], message).help(help));
+    }
+    let num_generations = if c.algorithm == Algorithm::Grpo { c.num_generations } else { 1 };
+    if c.prompts_per_optimizer_step().saturating_mul(num_generations) > MAX_COMPLETIONS {
+        let message = format!("an optimizer step would have more than {MAX_COMPLETIONS} completions");
+        let help = "they are prompts_per_step x gradient_accumulation_steps x num_generations";
+        let keys = ["prompts_per_step", "num_generations", "gradient_accumulation_steps"];
+        found.push(Problem::new(&keys, message).help(help));
     }
     if let Some(high) = c.epsilon_high.filter(|high| *high < c.epsilon) {
         let message = format!("`epsilon_high` ({high}) is below `epsilon` ({})", c.epsilon);
