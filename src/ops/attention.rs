@@ -138,7 +138,9 @@ kernel! {
             for (p, row) in own.iter().zip(at.own.clone()) {
                 axpy(*p, &v.data[row * v_stride + column..][..e], y);
             }
-            y.iter_mut().for_each(|y| *y /= sum);
+            for y in y.iter_mut() {
+                *y /= sum;
+            }
         }
     }
 }
@@ -248,7 +250,7 @@ kernel! {
 
 fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Heads) -> Result<()> {
     let fits = heads.num_kv_heads > 0
-        && heads.num_heads % heads.num_kv_heads == 0
+        && heads.num_heads.is_multiple_of(heads.num_kv_heads)
         && q.cols == heads.q_width()
         && k.cols == heads.kv_width()
         && v.cols == heads.kv_width()

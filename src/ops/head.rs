@@ -1,6 +1,6 @@
 //! From hidden states to log-probs of chosen tokens, in tiles: the logits of a batch are never held.
 //!
-//! With z = h Wᵀ / temperature: l_y = z_y - logsumexp(z) and H = logsumexp(z) - sum z softmax(z), in nats.
+//! With `z = h Wᵀ / temperature`: `l_y = z_y - logsumexp(z)` and `H = logsumexp(z) - sum z softmax(z)`, in nats.
 
 use super::Weight;
 use super::embedding::{gather_rows, scatter_add_rows, zeros};
@@ -53,7 +53,9 @@ kernel! {
     /// Both the sampler and the trainer go through here, so that their log-probs are equal to the bit.
     #[must_use]
     pub fn scale_row(z: &mut [f32], temperature: f32) -> (f32, f32) {
-        z.iter_mut().for_each(|z| *z /= temperature);
+        for z in z.iter_mut() {
+            *z /= temperature;
+        }
         logsumexp_entropy(z)
     }
 }
@@ -104,7 +106,7 @@ pub struct LogprobGrads<'a> {
 
 /// Adds the gradients of [`token_logprobs`] to the weight's gradient and to `d_hidden`; logits are computed again.
 ///
-/// dl_y/dz_j = 1[j = y] - p_j; dH/dz_j = -p_j (log p_j + H).
+/// `dl_y/dz_j = 1[j = y] - p_j`; `dH/dz_j = -p_j (log p_j + H)`.
 ///
 /// # Shapes
 /// `hidden [N, D]`, `weight [V, D]`, predictions and gradients `[R]`, `d_hidden [N, D]`

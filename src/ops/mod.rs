@@ -10,6 +10,8 @@
 //!
 //! Kernels are written for contiguous rows of f32 on the CPU.
 
+#![allow(clippy::inline_always, reason = "what a kernel calls must be compiled with the kernel's instruction set")]
+
 pub mod attention;
 pub mod elementwise;
 pub mod embedding;

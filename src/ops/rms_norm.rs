@@ -13,7 +13,7 @@ const ROWS: usize = 32;
 /// `y = w * x / sqrt(mean(x^2) + eps)`, the mean over each `w`-sized piece of a row.
 ///
 /// # Shapes
-/// `x [N, C]`, `w [E]` with C a multiple of E (E = C normalises rows, E = head_dim normalises heads) `-> [N, C]`
+/// `x [N, C]`, `w [E]` with C a multiple of E (E = C normalises rows, `E = head_dim` normalises heads) `-> [N, C]`
 ///
 /// # Errors
 /// Fails where C is no multiple of E.
@@ -93,7 +93,9 @@ pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: 
     if let Some(grad) = weight.grad() {
         let sums = partial.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         update(grad, |grad| {
-            sums.iter().for_each(|dw| axpy(1.0, dw, grad.data));
+            for dw in &sums {
+                axpy(1.0, dw, grad.data);
+            }
             Ok(())
         })?;
     }
