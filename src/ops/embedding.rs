@@ -37,20 +37,7 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
 /// # Errors
 /// Fails for a row outside `sum`.
 pub fn scatter_add_rows(sum: &Tensor, rows: &[u32], x: &Tensor) -> Result<()> {
-    let (storage, layout) = x.storage_and_layout();
-    let x = mat(&storage, layout)?;
-    update(sum, |mut sum| {
-        if x.rows != rows.len() || x.cols != sum.cols {
-            bail!("scatter of [{}, {}] by {} rows into width {}", x.rows, x.cols, rows.len(), sum.cols);
-        }
-        for (i, row) in rows.iter().enumerate() {
-            if *row as usize >= sum.rows {
-                bail!("row {row} of a matrix with {} rows", sum.rows);
-            }
-            sum.row(*row as usize).iter_mut().zip(x.row(i)).for_each(|(s, x)| *s += x);
-        }
-        Ok(())
-    })
+    into_rows(sum, rows, x, |sum, x| sum.iter_mut().zip(x).for_each(|(s, x)| *s += x))
 }
 
 /// Copies row i of `x` over row `rows[i]` of `target`.
@@ -58,6 +45,11 @@ pub fn scatter_add_rows(sum: &Tensor, rows: &[u32], x: &Tensor) -> Result<()> {
 /// # Errors
 /// Fails for a row outside `target`.
 pub fn scatter_rows(target: &Tensor, rows: &[u32], x: &Tensor) -> Result<()> {
+    into_rows(target, rows, x, <[f32]>::copy_from_slice)
+}
+
+/// Calls `f(row rows[i] of target, row i of x)` for each i in order.
+fn into_rows(target: &Tensor, rows: &[u32], x: &Tensor, f: fn(&mut [f32], &[f32])) -> Result<()> {
     let (storage, layout) = x.storage_and_layout();
     let x = mat(&storage, layout)?;
     update(target, |mut target| {
@@ -68,7 +60,7 @@ pub fn scatter_rows(target: &Tensor, rows: &[u32], x: &Tensor) -> Result<()> {
             if *row as usize >= target.rows {
                 bail!("row {row} of a matrix with {} rows", target.rows);
             }
-            target.row(*row as usize).copy_from_slice(x.row(i));
+            f(target.row(*row as usize), x.row(i));
         }
         Ok(())
     })
