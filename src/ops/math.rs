@@ -1,4 +1,4 @@
-//! Building blocks of the kernels: exp, dot products, row sums. They are inlined into [`super::simd::kernel`]s.
+//! Building blocks of the kernels: exp, dot products, row sums. They are inlined into the kernels.
 //!
 //! Sums run in a fixed number of lanes with fused multiply-adds, whatever the width of the machine's vectors, so that
 //! the result does not depend on the instruction set.
