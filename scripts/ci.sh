@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is accepted, in the order of cost. Needs Rust with rustfmt and clippy;
-# no network beyond the crates of Cargo.lock, no GPU, no Python. Every cargo call uses the release profile, so that the
-# dependencies are built once.
+# Everything that must hold before a change is accepted, in the order of cost. Needs Rust with rustfmt and clippy, and
+# Python 3 for one step, which installs two packages for itself; no GPU. Every cargo call uses the release profile, so
+# that the dependencies are built once.
 #
 #   scripts/ci.sh          all of it
 #   scripts/ci.sh quick    formatting, lints and unit tests only
@@ -46,5 +46,13 @@ step smoke cargo run --release --locked -- train configs/quickstart.toml \
     --set "output_dir='$smoke/run'" --set max_steps=3 --set eval_max_rows=20
 [ -f "$smoke/run/model.safetensors" ] || fail "smoke left no model.safetensors"
 [ "$(wc -l <"$smoke/run/metrics.jsonl")" -ge 3 ] || fail "smoke left no metrics.jsonl of 3 steps"
+
+# The folder that it wrote, read by the Python packages that other tools build on.
+command -v python3 >/dev/null || fail "python3 is missing: apt-get install python3 python3-venv"
+python3 -m venv "$smoke/venv" || fail "python3 has no venv module: apt-get install python3-venv"
+step packages "$smoke/venv/bin/pip" install --quiet tokenizers==0.23.3 safetensors==0.8.0
+cargo run --release --locked --quiet --example dump_outputs -- "$smoke/run" data/math_tasks_eval.jsonl 20 \
+    >"$smoke/stored.json" || fail "dump_outputs failed on the folder of the smoke run"
+step folder "$smoke/venv/bin/python" scripts/check_folder.py "$smoke/run" "$smoke/stored.json"
 
 printf '\nci: all passed in %d s\n' "$SECONDS"
