@@ -1,7 +1,7 @@
 //! The parts that training, evaluation and generation have in common.
 
 use super::RecipeError;
-use crate::config::{ComputeDtype, RewardConfig, RunConfig};
+use crate::config::{Algorithm, ComputeDtype, RewardConfig, RunConfig};
 use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
@@ -9,7 +9,7 @@ use crate::model::{Decoder, ModelConfig, Params, SavedDtype, init_weights, load_
 use crate::reward::{LastInteger, WeightedRewards};
 use crate::rollout::SamplingConfig;
 use crate::text::{ChatTemplate, PromptRenderer, StopRules, Tokenizer, eos_set};
-use crate::trainer::PreparedPrompts;
+use crate::trainer::{ExampleConfig, PreparedPrompts};
 use candle_core::Device;
 use std::path::Path;
 
@@ -61,12 +61,12 @@ impl LoadedModel {
         Ok((Decoder::new(self.config.clone(), params)?, dtype))
     }
 
-    /// A decoder with weights drawn from the seed.
+    /// A decoder with weights drawn from the seed; with `trainable`, they get gradient buffers.
     ///
     /// # Errors
     /// Fails where the tensors cannot be allocated.
-    pub fn random_decoder(&self, seed: u64, device: &Device) -> Result<Decoder, RecipeError> {
-        let params = Params::new(init_weights(&self.config, seed), device, true)?;
+    pub fn random_decoder(&self, seed: u64, device: &Device, trainable: bool) -> Result<Decoder, RecipeError> {
+        let params = Params::new(init_weights(&self.config, seed), device, trainable)?;
         Ok(Decoder::new(self.config.clone(), params)?)
     }
 
@@ -198,6 +198,24 @@ pub(super) fn prepare(
         tracing::warn!("{path}: {too_long} prompts are longer than {limit} and were left out");
     }
     Ok(prepared)
+}
+
+/// Optimizer steps of a run over `rows` rows (at least 1).
+pub(super) fn max_steps(settings: &RunConfig, rows: usize) -> u64 {
+    let rounds = settings.num_train_epochs * rows as f64 / settings.prompts_per_optimizer_step() as f64;
+    // One round of rollouts is `num_iterations` optimizer steps. The conversion of a float saturates.
+    let repeats = if settings.algorithm == Algorithm::Grpo { settings.num_iterations as u64 } else { 1 };
+    settings.max_steps.unwrap_or_else(|| (rounds.ceil() as u64).max(1).saturating_mul(repeats))
+}
+
+/// Which examples are kept: those that fit the settings and the model's context.
+pub(super) fn example_config(settings: &RunConfig, model: &LoadedModel) -> ExampleConfig {
+    ExampleConfig {
+        max_prompt_length: settings.max_prompt_length,
+        max_completion_length: settings.max_completion_length,
+        max_length: model.config.max_position_embeddings,
+        completion_only_loss: settings.completion_only_loss,
+    }
 }
 
 /// Refuses what the device cannot do.

@@ -1,11 +1,15 @@
 //! What a run would do, without doing it: the first prompt, the batch arithmetic, an estimate of the memory.
 
 use super::RecipeError;
-use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_data, load_model, prepare};
+use super::parts::{
+    LoadedModel, PromptLimit, check_device, example_config, graders, load_data, load_model, max_steps, prepare,
+};
+use super::train::evaluator;
 use crate::config::{Algorithm, RunConfig};
 use crate::data::RowKind;
 use crate::model::ModelConfig;
-use crate::trainer::{ExampleConfig, prepare_examples};
+use crate::rollout::CacheShape;
+use crate::trainer::prepare_examples;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
@@ -70,8 +74,10 @@ impl Memory {
 /// Resolves everything that a run needs, reads no weights and writes nothing.
 ///
 /// # Errors
-/// Whatever the run would fail with before its first step, damaged weight files apart.
+/// Whatever the run would fail with before its first step, damaged weight files and the output directory apart.
 pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
+    settings.check()?;
+    let (rewards, grader) = graders(settings, None)?;
     check_device(settings)?;
     let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
     let model = load_model(&settings.model, revision, settings.offline, template)?;
@@ -79,7 +85,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     let (rows, first_prompt, first_prompt_ids, longest_prompt) = match settings.algorithm {
         Algorithm::Grpo => {
             let data = load_data(path, settings, RowKind::Prompt)?;
-            graders(settings, None)?.0.check_rows(path, &data.rows)?;
+            rewards.check_rows(path, &data.rows)?;
             let limit = PromptLimit::new(settings, &model);
             let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
@@ -87,13 +93,13 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         }
         Algorithm::Sft => first_example(settings, &model, path)?,
     };
+    // The evaluation's data are checked as the run would; nothing is evaluated.
+    evaluator(settings, &model, rewards, grader)?;
     let is_grpo = settings.algorithm == Algorithm::Grpo;
     let num_generations = if is_grpo { settings.num_generations } else { 1 };
     let prompts_per_step = settings.prompts_per_optimizer_step();
-    let repeats = if is_grpo { settings.num_iterations as u64 } else { 1 };
-    let of_epochs = (settings.num_train_epochs * rows as f64 / prompts_per_step as f64).ceil() as u64;
-    let completions = num_generations.saturating_mul(settings.max_completion_length);
-    let max_tokens_per_step = longest_prompt.saturating_add(completions).saturating_mul(prompts_per_step);
+    let longest_completion = settings.max_completion_length.min(model.config.max_position_embeddings);
+    let max_tokens_per_step = prompts_per_step * (longest_prompt + num_generations * longest_completion);
     let budget = settings.max_tokens_per_micro_batch;
     Ok(Plan {
         algorithm: settings.algorithm.name(),
@@ -102,11 +108,11 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         rows,
         prompts_per_step,
         num_generations,
-        completions_per_step: prompts_per_step.saturating_mul(num_generations),
-        max_steps: settings.max_steps.unwrap_or(of_epochs.saturating_mul(repeats).max(1)),
+        completions_per_step: prompts_per_step * num_generations,
+        max_steps: max_steps(settings, rows),
         max_tokens_per_step,
         max_micro_batches: max_tokens_per_step.div_ceil(budget),
-        memory: memory(settings, &model.config, max_tokens_per_step, budget),
+        memory: memory(settings, &model.config, max_tokens_per_step.min(budget), longest_prompt),
         first_prompt,
         first_prompt_ids,
     })
@@ -118,12 +124,7 @@ fn first_example(
     path: &Path,
 ) -> Result<(usize, String, Vec<u32>, usize), RecipeError> {
     let data = load_data(path, settings, RowKind::Completion)?;
-    let limits = ExampleConfig {
-        max_prompt_length: settings.max_prompt_length,
-        max_completion_length: settings.max_completion_length,
-        max_length: model.config.max_position_embeddings,
-        completion_only_loss: settings.completion_only_loss,
-    };
+    let limits = example_config(settings, model);
     let (examples, left_out) = prepare_examples(path, &data.rows, &model.renderer(settings), limits)?;
     let Some(first) = examples.first() else {
         return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
@@ -133,13 +134,17 @@ fn first_example(
     Ok((examples.len(), model.tokenizer.decode_with_special(&ids)?, ids, longest))
 }
 
-/// Bytes of the large parts, all f32.
-fn memory(settings: &RunConfig, config: &ModelConfig, tokens_per_step: usize, budget: usize) -> Memory {
+/// Bytes of the large parts, all f32; `tokens` are those of a micro-batch.
+fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Memory {
     const F32: usize = 4;
     let is_grpo = settings.algorithm == Algorithm::Grpo;
     let weights = F32 * config.num_parameters();
     let kv_width = config.num_key_value_heads * config.head_dim;
     let q_width = config.num_attention_heads * config.head_dim;
+    let prompts = settings.prompts_per_optimizer_step();
+    let counts = (prompts, prompts.saturating_mul(settings.num_generations));
+    let limit = settings.max_completion_length;
+    let cache = CacheShape::new(config, settings.rollout_slots, counts, longest_prompt, limit);
     // What a layer keeps for its backward pass: its input, the sum after attention, q, k, v, the attended values, the
     // gate and up projections.
     let layer = 2 * config.hidden_size + 2 * q_width + 2 * kv_width + 2 * config.intermediate_size;
@@ -153,8 +158,8 @@ fn memory(settings: &RunConfig, config: &ModelConfig, tokens_per_step: usize, bu
         gradients: weights,
         moments: 2 * weights,
         reference: if is_grpo && settings.beta > 0.0 { weights } else { 0 },
-        kv_cache: if is_grpo { crate::model::KvCache::bytes(config, 1).saturating_mul(tokens_per_step) } else { 0 },
-        activations: (F32 * kept).saturating_mul(tokens_per_step.min(budget)),
+        kv_cache: if is_grpo { crate::model::KvCache::bytes(config, cache.rows()) } else { 0 },
+        activations: (F32 * kept).saturating_mul(tokens),
     }
 }
 

@@ -1,7 +1,10 @@
 //! A whole training run: find, check, load, train, write, evaluate what was written.
 
 use super::RecipeError;
-use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
+use super::parts::{
+    LoadedModel, PromptLimit, check_device, example_config, graders, load_data, load_model, max_steps, prepare,
+    sampling,
+};
 use crate::algorithm::ObjectiveConfig;
 use crate::checkpoint::{
     CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState,
@@ -18,8 +21,8 @@ use crate::rollout::SamplingConfig;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{
-    ExampleConfig, Grpo, GrpoConfig, Method, ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, Sft, SftConfig,
-    TrainError, Trainer, prepare_examples, restore, stop::StopSignal,
+    Grpo, GrpoConfig, Method, ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, Sft, SftConfig, TrainError,
+    Trainer, prepare_examples, restore, stop::StopSignal,
 };
 use candle_core::Device;
 use std::borrow::Cow;
@@ -61,20 +64,16 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let (rewards, grader) = graders(settings, own.as_ref())?;
     let started = Instant::now();
     let device = check_device(settings)?;
-    let model = Arc::new(load_model(
-        &settings.model,
-        settings.revision.as_deref(),
-        settings.offline,
-        settings.chat_template.as_deref(),
-    )?);
+    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+    let model = load_model(&settings.model, revision, settings.offline, template)?;
     let data = load_data(Path::new(&settings.train_file), settings, row_kind(settings))?;
+    let evaluate = evaluator(settings, &model, rewards.clone(), grader)?;
     let _lock = DirLock::acquire(&settings.output_dir)?;
     let identity = identity(settings, &model, &data)?;
     let checkpoints = CheckpointDir::new(&settings.output_dir);
     checkpoints.remove_stale()?;
     let resumed = resume(settings, &checkpoints, &identity)?;
 
-    let evaluate = evaluator(settings, &model, rewards.clone(), grader)?;
     let (method, max_steps) = method(settings, &model, data, rewards, &device)?;
     let (mut policy, base_dtype) = policy(settings, &model, max_steps, &device)?;
     let mut state = TrainingState::start(identity.clone());
@@ -210,27 +209,16 @@ fn resume(
 /// The algorithm with its data, and the optimizer steps of the whole run.
 fn method(
     settings: &RunConfig,
-    model: &Arc<LoadedModel>,
+    model: &LoadedModel,
     data: Dataset,
     rewards: WeightedRewards,
     device: &Device,
 ) -> Result<(Method, u64), RecipeError> {
     let path = Path::new(&settings.train_file);
     let renderer = model.renderer(settings);
-    let per_step = settings.prompts_per_optimizer_step();
-    let steps = |rows: usize, repeats: u64| {
-        let of_epochs = (settings.num_train_epochs * rows as f64 / per_step as f64).ceil() as u64;
-        let of_epochs = of_epochs.saturating_mul(repeats);
-        settings.max_steps.unwrap_or(of_epochs.max(1))
-    };
     match settings.algorithm {
         Algorithm::Sft => {
-            let limits = ExampleConfig {
-                max_prompt_length: settings.max_prompt_length,
-                max_completion_length: settings.max_completion_length,
-                max_length: model.config.max_position_embeddings,
-                completion_only_loss: settings.completion_only_loss,
-            };
+            let limits = example_config(settings, model);
             let (examples, left_out) = prepare_examples(path, &data.rows, &renderer, limits)?;
             if examples.is_empty() {
                 return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
@@ -239,17 +227,18 @@ fn method(
                 tracing::warn!("{}: {left_out} rows are empty or too long and were left out", path.display());
             }
             let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
-            let max_steps = steps(examples.len(), 1);
-            let config =
-                SftConfig { rows_per_step: per_step, max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch };
+            let max_steps = max_steps(settings, examples.len());
+            let config = SftConfig {
+                rows_per_step: settings.prompts_per_optimizer_step(),
+                max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+            };
             Ok((Method::Sft(Sft { config, examples, order }), max_steps))
         }
         Algorithm::Grpo => {
             rewards.check_rows(path, &data.rows)?;
             let limit = PromptLimit::new(settings, model);
             let prompts = prepare(path, data.rows, &renderer, limit)?.prompts;
-            // One round on a set of rollouts is `num_iterations` optimizer steps.
-            let max_steps = steps(prompts.len(), settings.num_iterations as u64);
+            let max_steps = max_steps(settings, prompts.len());
             let grpo = Grpo {
                 config: grpo_config(settings, model),
                 order: RowOrder::new(settings.seed, prompts.len(), settings.shuffle),
@@ -301,7 +290,7 @@ fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Resu
     }
     Ok(Some(match settings.init {
         Init::Pretrained => model.decoder(device, false)?.0,
-        Init::Random => model.random_decoder(settings.seed, device)?,
+        Init::Random => model.random_decoder(settings.seed, device, false)?,
     }))
 }
 
@@ -313,7 +302,7 @@ fn policy(
 ) -> Result<(Policy, SavedDtype), RecipeError> {
     let (decoder, dtype) = match settings.init {
         Init::Pretrained => model.decoder(device, true)?,
-        Init::Random => (model.random_decoder(settings.seed, device)?, SavedDtype::F32),
+        Init::Random => (model.random_decoder(settings.seed, device, true)?, SavedDtype::F32),
     };
     let config = PolicyConfig {
         adamw: AdamWConfig {
@@ -355,9 +344,9 @@ fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
 type Evaluator = dyn Fn(&Decoder) -> Result<(EvalFigures, crate::telemetry::StepMetrics), TrainError>;
 
 /// Greedy evaluation on `eval_file`, where one is set; its data is checked now.
-fn evaluator(
+pub(super) fn evaluator(
     settings: &RunConfig,
-    model: &Arc<LoadedModel>,
+    model: &LoadedModel,
     rewards: WeightedRewards,
     grader: Grader,
 ) -> Result<Option<Arc<Evaluator>>, RecipeError> {

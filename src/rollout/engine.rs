@@ -6,7 +6,7 @@
 
 use super::sampler::{SamplingConfig, sample_token};
 use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
-use crate::model::{Decoder, KvCache};
+use crate::model::{Decoder, KvCache, ModelConfig};
 use crate::ops::attention::Context;
 use crate::ops::embedding::gather_rows;
 use crate::ops::head::{logits, map_rows};
@@ -103,15 +103,47 @@ struct Active {
     finish: Option<FinishReason>,
 }
 
+/// How the cache of a rollout is laid out: a block for each prompt in flight, then a block for each slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Completions that decode together.
+    pub slots: usize,
+    pub prompt_blocks: usize,
+    /// Rows of a prompt's block.
+    pub prompt_rows: usize,
+    /// Rows of a completion's block: its last token is never run.
+    pub completion_rows: usize,
+}
+
+impl CacheShape {
+    /// For `completions` completions of `prompts` prompts of at most `longest_prompt` tokens; `slots` as in [`Engine`].
+    #[must_use]
+    pub fn new(
+        config: &ModelConfig,
+        slots: usize,
+        (prompts, completions): (usize, usize),
+        longest_prompt: usize,
+        max_completion_length: usize,
+    ) -> Self {
+        let completion_rows = max_completion_length.min(config.max_position_embeddings).saturating_sub(1);
+        let bytes = KvCache::bytes(config, longest_prompt + completion_rows).max(1);
+        let slots = if slots == 0 { (AUTO_CACHE_BYTES / bytes).max(1) } else { slots }.min(completions);
+        Self { slots, prompt_blocks: slots.min(prompts), prompt_rows: longest_prompt, completion_rows }
+    }
+
+    /// Rows of the whole cache.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.prompt_blocks * self.prompt_rows + self.slots * self.completion_rows
+    }
+}
+
 /// The state of one call of [`Engine::run`].
 struct Run<'a, 'e> {
     engine: &'e Engine<'a>,
     requests: &'e [RolloutRequest],
     cache: KvCache,
-    /// Cache rows of a prompt block and of a completion block.
-    prompt_rows: usize,
-    completion_rows: usize,
-    prompt_blocks: usize,
+    shape: CacheShape,
     free_blocks: Vec<usize>,
     free_slots: Vec<usize>,
     prefilled: Vec<Option<Prefilled>>,
@@ -180,24 +212,18 @@ impl Engine<'_> {
 
 impl<'a, 'e> Run<'a, 'e> {
     fn new(engine: &'e Engine<'a>, requests: &'e [RolloutRequest]) -> Result<Self, RolloutError> {
-        let config = engine.decoder.config();
         let total: usize = requests.iter().map(|r| r.num_generations).sum();
-        let prompt_rows = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
-        // The last token of a completion is never run.
-        let completion_rows = engine.stop.max_completion_length.min(config.max_position_embeddings).saturating_sub(1);
-        let bytes = KvCache::bytes(config, prompt_rows + completion_rows).max(1);
-        let slots = if engine.slots == 0 { (AUTO_CACHE_BYTES / bytes).max(1) } else { engine.slots }.min(total);
-        let prompt_blocks = slots.min(requests.len());
+        let longest_prompt = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
+        let (counts, limit) = ((requests.len(), total), engine.stop.max_completion_length);
+        let shape = CacheShape::new(engine.decoder.config(), engine.slots, counts, longest_prompt, limit);
         let waiting = requests.iter().enumerate().flat_map(|(r, q)| (0..q.num_generations).map(move |c| (r, c)));
         Ok(Self {
             engine,
             requests,
-            cache: engine.decoder.new_cache(prompt_blocks * prompt_rows + slots * completion_rows)?,
-            prompt_rows,
-            completion_rows,
-            prompt_blocks,
-            free_blocks: (0..prompt_blocks).rev().collect(),
-            free_slots: (0..slots).rev().collect(),
+            cache: engine.decoder.new_cache(shape.rows())?,
+            shape,
+            free_blocks: (0..shape.prompt_blocks).rev().collect(),
+            free_slots: (0..shape.slots).rev().collect(),
             prefilled: requests.iter().map(|_| None).collect(),
             waiting: waiting.collect(),
             done: requests.iter().map(|q| vec![None; q.num_generations]).collect(),
@@ -209,7 +235,8 @@ impl<'a, 'e> Run<'a, 'e> {
     fn fill_slots(&mut self, active: &mut Vec<Active>) -> Result<(), RolloutError> {
         let mut fresh = Vec::new();
         while let (Some((request, completion)), true) = (self.waiting.front().copied(), !self.free_slots.is_empty()) {
-            let known = self.prefilled[request].is_some() || fresh.contains(&request);
+            // A request's completions wait side by side, so a fresh one can only be the last.
+            let known = self.prefilled[request].is_some() || fresh.last() == Some(&request);
             if !known {
                 // There are as many blocks as slots, and each prompt in flight has at least one slot.
                 if fresh.len() == self.free_blocks.len() {
@@ -252,7 +279,7 @@ impl<'a, 'e> Run<'a, 'e> {
         for request in requests {
             let prompt = &self.requests[*request].prompt_ids;
             let Some(block) = self.free_blocks.pop() else { break };
-            let base = block * self.prompt_rows;
+            let base = block * self.shape.prompt_rows;
             for position in 0..prompt.len() {
                 positions.push(position as u32);
                 rows.push((base + position) as u32);
@@ -280,7 +307,7 @@ impl<'a, 'e> Run<'a, 'e> {
             for a in &active[..moving] {
                 let (Some(prompt), Some(id)) = (&self.prefilled[a.request], a.ids.last()) else { continue };
                 let prompt_len = self.requests[a.request].prompt_ids.len();
-                let (prefix, own) = (prompt.block * self.prompt_rows, self.slot_row(a.slot));
+                let (prefix, own) = (prompt.block * self.shape.prompt_rows, self.slot_row(a.slot));
                 ids.push(*id);
                 positions.push((prompt_len + a.ids.len() - 1) as u32);
                 rows.push((own + a.ids.len() - 1) as u32);
@@ -295,7 +322,7 @@ impl<'a, 'e> Run<'a, 'e> {
     }
 
     fn slot_row(&self, slot: usize) -> usize {
-        self.prompt_blocks * self.prompt_rows + slot * self.completion_rows
+        self.shape.prompt_blocks * self.shape.prompt_rows + slot * self.shape.completion_rows
     }
 
     /// Draws the next token of every active completion.

@@ -8,7 +8,7 @@
 pub mod engine;
 pub mod sampler;
 
-pub use engine::{Engine, Observer, RolloutProgress, RolloutStats, Sampled};
+pub use engine::{CacheShape, Engine, Observer, RolloutProgress, RolloutStats, Sampled};
 pub use sampler::{SamplingConfig, sample_token};
 
 use crate::error::{Diagnose, Exit};
