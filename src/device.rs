@@ -73,8 +73,14 @@ pub fn join_threads(threads: Option<usize>) -> Result<(), DeviceError> {
     build_pool(threads, rayon::ThreadPoolBuilder::new().use_current_thread())
 }
 
+/// More threads than any machine this is for has cores; starting a hundred thousand takes minutes.
+const MAX_THREADS: usize = 1024;
+
 fn build_pool(threads: Option<usize>, builder: rayon::ThreadPoolBuilder) -> Result<(), DeviceError> {
     let wanted = threads.unwrap_or(0);
+    if wanted > MAX_THREADS {
+        return Err(DeviceError::Threads { threads: wanted, reason: format!("more than {MAX_THREADS}") });
+    }
     match builder.num_threads(wanted).build_global() {
         // A pool that runs already is fine if it has the right size.
         Err(_) if wanted == 0 || rayon::current_num_threads() == wanted => Ok(()),

@@ -16,8 +16,6 @@ pub enum RewardError {
     NonFiniteTotal { line: usize, total: f64 },
     #[error("the reward `{reward}` failed on a completion of line {line}: {reason}")]
     Failed { reward: String, line: usize, reason: String },
-    #[error("no reward is called `{name}`")]
-    Unknown { name: String },
 }
 
 impl Diagnose for RewardError {
@@ -26,7 +24,6 @@ impl Diagnose for RewardError {
             Self::BadRow { .. } => "Correct the row, or set `answer_column` to the column that has the answer",
             Self::NonFinite { .. } => "A score must be a finite number; a reward may also answer None for `no score`",
             Self::NonFiniteTotal { .. } => "Use smaller weights",
-            Self::Unknown { .. } => "The built-in reward is `last_integer`",
             Self::Failed { .. } => return None,
         };
         Some(hint.to_string())
@@ -36,7 +33,6 @@ impl Diagnose for RewardError {
         match self {
             Self::BadRow { .. } => Exit::Data,
             Self::NonFinite { .. } | Self::NonFiniteTotal { .. } => Exit::NonFinite,
-            Self::Unknown { .. } => Exit::Usage,
             Self::Failed { .. } => Exit::Failed,
         }
     }
