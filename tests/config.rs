@@ -52,6 +52,7 @@ const WRONG: &[(&str, &str)] = &[
     ("reward_values", "[[rewards]]\nweight = nan\ncorrect_reward = inf\n"),
     ("reward_weights", "[[rewards]]\nweight = 0\n"),
     ("no_rewards", "rewards = []\n"),
+    ("reward_twice", "[[rewards]]\nname = \"last_integer\"\n\n[[rewards]]\nname = \"last_integer\"\nweight = 2.0\n"),
     ("syntax_unclosed", "stop = [\"a\"\nseed = 3\n"),
     ("syntax_yaml", "beta: 0.1\nseed: 3\nshuffle = true\n"),
     ("syntax_python", "shuffle = True\neval_file = None\nbeta = .5\ndevice = cpu\n"),

@@ -247,6 +247,10 @@ fn rewards(config: &RunConfig) -> Vec<Problem> {
         found.push(Problem::new(&["rewards"], "`rewards` is empty: nothing would be reinforced").help(help));
     }
     for (index, reward) in config.rewards.iter().enumerate() {
+        if config.rewards[..index].iter().any(|other| other.name == reward.name) {
+            let message = format!("the reward `{}` is listed twice", reward.name);
+            found.push(Problem::new(&["rewards"], message).help("raise its weight instead"));
+        }
         let numbers = [
             ("weight", reward.weight),
             ("correct_reward", reward.correct_reward),

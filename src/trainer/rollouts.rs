@@ -148,6 +148,9 @@ impl Grpo {
     fn compare(&self, saved: &mut SavedRollouts) -> Result<Advantages, TrainError> {
         let rows: Vec<&SavedCompletion> = saved.groups.iter().flat_map(|group| &group.completions).collect();
         let mut rewards: Vec<Option<f64>> = rows.iter().map(|row| row.reward).collect();
+        let (num_generations, scale) = (self.config.num_generations, self.config.scale_rewards);
+        // What is logged is said of the rewards alone, without a penalty.
+        let logged = compute_advantages(&rewards, num_generations, scale)?;
         let objective = &self.config.objective;
         if objective.kl_estimator == KlEstimator::K1 && objective.beta > 0.0 {
             let flat = |values: fn(&SavedCompletion) -> &Vec<f32>| -> Vec<f64> {
@@ -166,10 +169,10 @@ impl Grpo {
             let (old, reference) = (flat(|row| &row.old_logprobs), flat(|row| &row.ref_logprobs));
             subtract_kl_penalty(&mut rewards, &old, &reference, &ranges, &included, objective.beta)?;
         }
-        let advantages = compute_advantages(&rewards, self.config.num_generations, self.config.scale_rewards)?;
+        let advantages = compute_advantages(&rewards, num_generations, scale)?.advantages;
         let rows = saved.groups.iter_mut().flat_map(|group| &mut group.completions);
-        rows.zip(&advantages.advantages).for_each(|(row, advantage)| row.advantage = *advantage);
-        Ok(advantages)
+        rows.zip(&advantages).for_each(|(row, advantage)| row.advantage = *advantage);
+        Ok(Advantages { advantages, ..logged })
     }
 }
 

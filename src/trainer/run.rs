@@ -6,7 +6,7 @@ use super::save::{ModelWriter, Snapshot};
 use super::stop::StopSignal;
 use super::{Grpo, Policy, Sft, StepContext, StepOutput, TrainError};
 use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
-use crate::error::Exit;
+use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
 use crate::telemetry::{
     CompletionRecord, CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, StepMetrics, Watch,
@@ -102,7 +102,7 @@ impl Trainer {
                 Err(error) => {
                     // The gradients of a step that is not finished must not be added to those of another.
                     self.policy.clear_gradients()?;
-                    if matches!(error, TrainError::NonFinite(_))
+                    if error.exit() == Exit::NonFinite
                         && let Err(unsaved) = self.save_unless(saved_at)
                     {
                         tracing::warn!("the state before step {} could not be saved: {unsaved}", self.state.step + 1);
