@@ -64,7 +64,7 @@ kernel! {
     }
 }
 
-/// The naive reference on `x [N, H*E]`: x cos + rotate_half(x) sin.
+/// The naive reference on `x [N, H*E]`: `x cos + rotate_half(x) sin`.
 #[cfg(test)]
 fn reference(x: &Tensor, inv_freq: &[f32], positions: &[u32]) -> Result<Tensor> {
     let ((n, c), half) = (x.dims2()?, inv_freq.len());
