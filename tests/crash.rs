@@ -21,9 +21,12 @@ const SAVE_STEPS: u64 = 5;
 const KILLS: usize = 20;
 /// Names every random choice of this test.
 const SEED: u64 = 20;
-/// What the kills aim at in turn; `None` is any moment, which mostly means the backward pass. A rollout is short, so
-/// that an aimed kill may land just after it: it gets as many tries as saving.
-const AIMS: [Option<&str>; 6] = [Some("save"), Some("rollout"), Some("backward"), Some("rollout"), Some("save"), None];
+/// Completions of this length make rollout and backward pass long enough to be hit on a busy machine.
+const LONG: &[&str] = &["max_completion_length=24"];
+/// What the kills aim at in turn; `None` is any moment. An aimed kill may still land just after its phase: each gets
+/// about twice as many tries as must hit.
+const AIMS: [Option<&str>; 7] =
+    [Some("save"), Some("rollout"), Some("backward"), Some("rollout"), Some("save"), Some("backward"), None];
 
 /// Usual duration of each phase in the run that was left alone: the median time to the next phase line.
 fn durations(running: &Running) -> BTreeMap<String, Duration> {
@@ -83,14 +86,14 @@ fn a_run_killed_twenty_times_equals_one_that_was_left_alone() {
         "max_steps = {STEPS}\nsave_steps = {SAVE_STEPS}\nsave_total_limit = 2\nnum_iterations = 2\nbeta = 0.04"
     );
     let bench = Bench::new(&settings);
-    let mut whole = bench.start("whole", "auto", &[]);
+    let mut whole = bench.start("whole", "auto", LONG);
     assert_eq!(whole.wait().code(), Some(0), "{}", whole.text());
     let usual = durations(&whole);
     eprintln!("usual durations: {usual:?}; seed {SEED}");
 
     let (mut landed, mut steps_run, mut late_starts, mut done) = (Vec::new(), 0u64, 0, 0u64);
     for attempt in 0..=KILLS {
-        let mut running = bench.start("killed", "auto", &[]);
+        let mut running = bench.start("killed", "auto", LONG);
         if attempt == KILLS {
             assert_eq!(running.wait().code(), Some(0), "{}", running.text());
         } else {
