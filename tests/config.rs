@@ -45,6 +45,7 @@ const WRONG: &[(&str, &str)] = &[
     ("wrong_type_list", "stop = \"a\"\n"),
     ("wrong_type_in_list", "stop = [\"a\", 3]\n"),
     ("wrong_type_table", "chat_template_kwargs = 3\n"),
+    ("wrong_cap", "loss_type = \"cispo\"\nepsilon_high = 0.3\n"),
     ("wrong_word", "loss_type = \"dapoo\"\nalgorithm = \"ppo\"\ndtype = 16\n"),
     ("several_lines", "system_prompt = \"\"\"\na\n\"\"\"\nstop = '''\nx'''\n"),
     ("reward_is_no_list", "[rewards]\nname = \"last_integer\"\n"),

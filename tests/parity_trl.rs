@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use candlewick::algorithm::{
-    AlgorithmError, Denominators, KlEstimator, LossType, Objective, ObjectiveConfig, ObjectiveStats, ScaleRewards,
-    TokenBatch, compute_advantages, compute_objective,
+    AdvantageEstimator, AlgorithmError, Denominators, KlEstimator, LossType, Objective, ObjectiveConfig,
+    ObjectiveStats, ScaleRewards, TokenBatch, compute_advantages, compute_objective,
 };
 use candlewick::optim::{AdamW, AdamWConfig, LrSchedule, LrSchedulerType, clip_factor, compute_grad_norm};
 use serde::Deserialize;
@@ -74,7 +74,8 @@ fn compute_step(fixture: &ObjectiveFixture, case: &ObjectiveCase) -> Result<Obje
             Some(*start - length..*start)
         })
         .collect();
-    let included: Vec<bool> = fixture.truncated.iter().map(|truncated| !(case.mask_truncated && *truncated)).collect();
+    let kept = fixture.truncated.iter().map(|truncated| !(case.mask_truncated && *truncated));
+    let mask: Vec<bool> = kept.zip(&rows).flat_map(|(is, row)| std::iter::repeat_n(is, row.len())).collect();
     let config = ObjectiveConfig {
         loss_type: case.loss_type,
         epsilon: case.epsilon,
@@ -83,28 +84,31 @@ fn compute_step(fixture: &ObjectiveFixture, case: &ObjectiveCase) -> Result<Obje
         beta: case.beta,
         kl_estimator: KlEstimator::K3,
         max_completion_length: fixture.max_completion_length,
-        gamma: 1.0,
+        ..ObjectiveConfig::default()
     };
     let whole = TokenBatch {
         logprobs: &fixture.logprobs,
         old_logprobs: case.off_policy.then_some(fixture.old_logprobs.as_slice()),
         ref_logprobs: (case.beta > 0.0).then_some(fixture.ref_logprobs.as_slice()),
+        entropies: None,
         rows: &rows,
         advantages: &fixture.advantages,
-        included: &included,
+        token_advantages: None,
+        completion_mask: &mask,
+        policy_mask: None,
     };
     let denominators =
         Denominators { rows: rows.len(), active_tokens: whole.active_tokens(), micro_batches: case.micro_batches };
-    let mut step = Objective { loss: 0.0, grad: vec![0.0; whole.logprobs.len()], stats: ObjectiveStats::default() };
+    let mut step = Objective {
+        loss: 0.0,
+        grad: vec![0.0; whole.logprobs.len()],
+        entropy_grad: None,
+        stats: ObjectiveStats::default(),
+    };
     let size = rows.len() / case.micro_batches;
     for first in (0..rows.len()).step_by(size) {
         let part = first..first + size;
-        let micro_batch = TokenBatch {
-            rows: &rows[part.clone()],
-            advantages: &fixture.advantages[part.clone()],
-            included: &included[part],
-            ..whole
-        };
+        let micro_batch = TokenBatch { rows: &rows[part.clone()], advantages: &fixture.advantages[part], ..whole };
         let share = compute_objective(&micro_batch, &config, &denominators)?;
         step.loss += share.loss;
         step.grad.iter_mut().zip(&share.grad).for_each(|(sum, slope)| *sum += slope);
@@ -165,7 +169,13 @@ fn advantages_equal_trl() {
     let fixture: AdvantageFixture = load("advantages.json");
     assert_eq!(fixture.cases.len(), 3 * 3 * 3);
     for case in &fixture.cases {
-        let step = compute_advantages(&case.rewards, case.num_generations, case.scale_rewards).unwrap();
+        let step = compute_advantages(
+            &case.rewards,
+            case.num_generations,
+            AdvantageEstimator::Group(case.scale_rewards),
+            None,
+        )
+        .unwrap();
         let what = format!("{case:?}");
         // TRL's Bessel correction is an f32 quotient.
         assert_close(&what, &step.advantages, &case.advantages, SINGLE);

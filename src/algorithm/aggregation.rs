@@ -1,5 +1,7 @@
 //! Terms of all tokens -> one scalar: which denominator each loss type puts under a token's term.
 //!
+//! The term itself is `surrogate`'s; `cispo` and `sapo` name a term and a denominator at once, as in TRL.
+//!
 //! Every denominator is that of the whole optimizer step, so that cutting the step into micro-batches changes nothing;
 //! `bnpo` is the exception by its own definition.
 
@@ -18,6 +20,13 @@ pub enum LossType {
     /// Mean over all active tokens of the step (DAPO, arXiv:2503.14476).
     #[default]
     Dapo,
+    /// Summed up as `dapo`; the term is `-min(w, epsilon_high) A l` with a constant weight (CISPO, arXiv:2506.13585).
+    Cispo,
+    /// Summed up as `grpo`; a sigmoid of the ratio takes the place of the clip (SAPO, arXiv:2511.20347).
+    Sapo,
+    /// Mean over rows of the sum over the row's tokens: the gradient of the expected reward, long completions weigh
+    /// more. TRL's `luspo` sums up alike.
+    Reinforce,
 }
 
 /// The sizes of the whole optimizer step that the loss is divided by.
@@ -42,10 +51,11 @@ impl LossType {
     ) -> f64 {
         let count = |n: usize| n.max(1) as f64;
         let denominator = match self {
-            Self::Grpo => count(denominators.rows) * count(row_tokens),
+            Self::Grpo | Self::Sapo => count(denominators.rows) * count(row_tokens),
             Self::Bnpo => count(denominators.micro_batches) * count(micro_batch_tokens),
             Self::DrGrpo => count(denominators.rows) * count(max_completion_length),
-            Self::Dapo => count(denominators.active_tokens),
+            Self::Dapo | Self::Cispo => count(denominators.active_tokens),
+            Self::Reinforce => count(denominators.rows),
         };
         denominator.recip()
     }

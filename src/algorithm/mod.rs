@@ -4,26 +4,37 @@
 //!
 //! | piece | file | from -> to |
 //! |---|---|---|
-//! | advantage | [`advantage`] | rewards of a step -> one advantage a row |
-//! | objective | `surrogate` (policy term), [`kl`] (penalty) | log-probs and advantage -> one term a token, and its slope |
+//! | advantage | [`advantage`], `process` (rewards of single tokens) | rewards of a step -> one advantage a row, or a token |
+//! | objective | `ratio`, `surrogate` (policy term), [`kl`] (penalty) | log-probs and advantage -> one term a token, and its slopes |
 //! | aggregation | `aggregation` | terms of all tokens -> one scalar: the denominators |
 //!
-//! [`objective`] runs the three over the tokens of a micro-batch; [`supervised`] is the objective of plain fine-tuning.
+//! [`objective`] runs the three over the tokens of a micro-batch. Beside them stand [`supervised`], the objective of
+//! plain fine-tuning, and [`preference`], that of pairs of a better and a worse completion.
 //!
 //! Nothing here touches a device, a file or a clock. The results are the loss and its analytic gradient with respect
 //! to each token's log-prob; the model's backward pass starts from there.
 
 pub mod advantage;
 mod aggregation;
+mod entropy;
 pub mod kl;
 pub mod objective;
+pub mod preference;
+mod process;
+mod ratio;
+mod stats;
 pub mod supervised;
 mod surrogate;
 
-pub use advantage::{Advantages, GroupStats, ScaleRewards, compute_advantages};
+pub use advantage::{AdvantageEstimator, Advantages, GroupStats, ScaleRewards, compute_advantages};
 pub use aggregation::{Denominators, LossType};
+pub use entropy::entropy_threshold;
 pub use kl::{KlEstimator, subtract_kl_penalty};
-pub use objective::{Objective, ObjectiveConfig, ObjectiveStats, TokenBatch, compute_objective};
+pub use objective::{Objective, ObjectiveConfig, TokenBatch, compute_objective};
+pub use preference::{DpoConfig, DpoLossType, DpoStats, PairBatch, compute_dpo_objective};
+pub use process::compute_token_advantages;
+pub use ratio::ImportanceSamplingLevel;
+pub use stats::ObjectiveStats;
 pub use supervised::compute_sft_objective;
 
 use crate::error::{Diagnose, Exit};
@@ -44,6 +55,15 @@ pub enum AlgorithmError {
     /// `beta` asks for a KL penalty and there are no reference log-probs to compute it from.
     #[error("beta = {beta} needs the log-probs of the reference policy, and there are none")]
     MissingReference { beta: String },
+    /// An entropy bonus is asked for and there are no entropies to compute it from.
+    #[error("entropy_coef = {entropy_coef} needs the entropies of the policy, and there are none")]
+    MissingEntropies { entropy_coef: String },
+    /// The advantages are taken over the greedy completions, and their rewards were not given.
+    #[error("the advantages need the reward of each prompt's greedy completion, and there are none")]
+    MissingGreedy,
+    /// The rows are not pairs of a better and a worse completion.
+    #[error("{rows} rows do not make pairs")]
+    Pairs { rows: usize },
 }
 
 impl Diagnose for AlgorithmError {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::algorithm::{ScaleRewards, compute_advantages, subtract_kl_penalty};
+use crate::algorithm::{AdvantageEstimator, ScaleRewards, compute_advantages, subtract_kl_penalty};
 use crate::rng::{Stream, uniform};
 
 const LOSS_TYPES: [LossType; 4] = [LossType::Grpo, LossType::Bnpo, LossType::DrGrpo, LossType::Dapo];
@@ -17,7 +17,7 @@ struct Rows {
     reference: Vec<f64>,
     ranges: Vec<Range<usize>>,
     advantages: Vec<f64>,
-    included: Vec<bool>,
+    mask: Vec<bool>,
 }
 
 impl Rows {
@@ -41,7 +41,8 @@ impl Rows {
             old: logprobs.iter().enumerate().map(|(t, l)| l - shift(t)).collect(),
             reference: logprobs.iter().enumerate().map(|(t, l)| l + draw(3, t) - 0.5).collect(),
             advantages: (0..lengths.len()).map(|row| 4.0 * draw(4, row) - 2.0).collect(),
-            included: (0..lengths.len()).map(|row| row != 1).collect(),
+            // The second row is left out as a whole.
+            mask: ranges.iter().enumerate().flat_map(|(row, range)| range.clone().map(move |_| row != 1)).collect(),
             logprobs,
             ranges,
         }
@@ -52,9 +53,12 @@ impl Rows {
             logprobs: &self.logprobs,
             old_logprobs: Some(&self.old),
             ref_logprobs: Some(&self.reference),
+            entropies: None,
             rows: &self.ranges,
             advantages: &self.advantages,
-            included: &self.included,
+            token_advantages: None,
+            completion_mask: &self.mask,
+            policy_mask: None,
         }
     }
 }
@@ -83,6 +87,7 @@ fn gradients_match_finite_differences() {
                     kl_estimator,
                     max_completion_length: 16,
                     gamma,
+                    ..ObjectiveConfig::default()
                 };
                 let grad = compute_objective(&rows.batch(), &config, &denominators).unwrap().grad;
                 for (t, slope) in grad.iter().enumerate() {
@@ -122,7 +127,7 @@ fn a_row_that_is_left_out_changes_nothing_but_the_number_of_rows() {
         old: [&rows.old[..4], &rows.old[7..]].concat(),
         reference: [&rows.reference[..4], &rows.reference[7..]].concat(),
         advantages: vec![rows.advantages[0], rows.advantages[2]],
-        included: vec![true; 2],
+        mask: vec![true; 10],
     };
     for loss_type in LOSS_TYPES {
         let config = ObjectiveConfig { loss_type, ..ObjectiveConfig::default() };
@@ -144,9 +149,12 @@ fn clip_metrics_count_tokens_and_rows() {
         logprobs: &logprobs,
         old_logprobs: Some(&old),
         ref_logprobs: None,
+        entropies: None,
         rows: &[0..3, 3..6, 6..6],
         advantages: &[1.0, -1.0, 1.0],
-        included: &[true; 3],
+        token_advantages: None,
+        completion_mask: &[true; 6],
+        policy_mask: None,
     };
     let config = ObjectiveConfig { beta: 0.0, ..ObjectiveConfig::default() };
     let stats = compute_objective(&batch, &config, &whole_step(&batch, 1)).unwrap().stats;
@@ -161,9 +169,12 @@ fn gamma_weighs_the_last_token_most() {
         logprobs: &[-1.0; 3],
         old_logprobs: None,
         ref_logprobs: None,
+        entropies: None,
         rows: std::slice::from_ref(&(0..3)),
         advantages: &[2.0],
-        included: &[true],
+        token_advantages: None,
+        completion_mask: &[true; 3],
+        policy_mask: None,
     };
     let config = ObjectiveConfig { beta: 0.0, gamma: 0.5, ..ObjectiveConfig::default() };
     let objective = compute_objective(&batch, &config, &whole_step(&batch, 1)).unwrap();
@@ -213,9 +224,12 @@ impl ThreeTokens {
             logprobs: &logprobs,
             old_logprobs: None,
             ref_logprobs: Some(&ref_logprobs),
+            entropies: None,
             rows: &[0..1, 1..2, 2..3],
             advantages,
-            included: &[true; 3],
+            token_advantages: None,
+            completion_mask: &[true; 3],
+            policy_mask: None,
         };
         let config = ObjectiveConfig { beta, kl_estimator: estimator, ..ObjectiveConfig::default() };
         let objective = compute_objective(&batch, &config, &whole_step(&batch, 1)).unwrap();
@@ -246,7 +260,8 @@ fn mean_gradient_of_each_kl_estimator_is_the_analytic_one() {
     let mut rewards = [Some(0.0); 3];
     let (old, reference) = (policies.policy.map(f64::ln), policies.reference.map(f64::ln));
     subtract_kl_penalty(&mut rewards, &old, &reference, &[0..1, 1..2, 2..3], &[true; 3], beta).unwrap();
-    let penalised = compute_advantages(&rewards, 3, ScaleRewards::None).unwrap().advantages;
+    let penalised =
+        compute_advantages(&rewards, 3, AdvantageEstimator::Group(ScaleRewards::None), None).unwrap().advantages;
     let k1 = policies.objective_gradient(KlEstimator::K1, beta, &penalised);
     let (reverse, forward) = (policies.reverse_kl_gradient(), policies.forward_kl_gradient());
     for (name, got, expected) in [("k1", k1, reverse), ("k2", k2, reverse), ("k3", k3, forward)] {
@@ -275,8 +290,7 @@ proptest! {
         for part in [0..cut, cut..lengths.len()] {
             let batch = TokenBatch {
                 rows: &rows.ranges[part.clone()],
-                advantages: &rows.advantages[part.clone()],
-                included: &rows.included[part],
+                advantages: &rows.advantages[part],
                 ..rows.batch()
             };
             let share = compute_objective(&batch, &config, &whole_step(&rows.batch(), 2)).unwrap();

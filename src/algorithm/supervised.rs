@@ -23,6 +23,7 @@ pub fn compute_sft_objective(logprobs: &[f64], active_tokens: usize) -> Objectiv
     Objective {
         loss: -logprobs.iter().sum::<f64>() * weight,
         grad: vec![-weight; logprobs.len()],
+        entropy_grad: None,
         stats: ObjectiveStats { active_tokens: logprobs.len() as u64, ..ObjectiveStats::default() },
     }
 }

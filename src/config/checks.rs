@@ -4,7 +4,7 @@
 //! attached by `layers.rs`. No value is changed; a setting that would have no effect is named rather than ignored.
 
 use super::diagnostic::{ConfigError, Diagnostic, Place};
-use super::kinds::Algorithm;
+use super::kinds::{Algorithm, LossType};
 use super::run_config::{Resume, RunConfig};
 use std::path::Path;
 
@@ -212,6 +212,11 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
     if let Some(high) = c.epsilon_high.filter(|high| *high < c.epsilon) {
         let message = format!("`epsilon_high` ({high}) is below `epsilon` ({})", c.epsilon);
         found.push(Problem::new(&["epsilon_high", "epsilon"], message).help("it widens the upper clip bound"));
+    }
+    if let Some(cap) = c.epsilon_high.filter(|cap| c.loss_type == LossType::Cispo && *cap < 1.0) {
+        let message = format!("`epsilon_high` must be 1 or more with `loss_type = \"cispo\"`, not {cap}");
+        let help = "it is the cap of the ratio itself there, not a distance from 1; 5.0 is usual";
+        found.push(Problem::new(&["epsilon_high", "loss_type"], message).help(help));
     }
     let upper = 1.0 + c.resolved_epsilon_high();
     if let Some(delta) = c.delta.filter(|delta| *delta > 0.0 && *delta <= upper) {

@@ -131,22 +131,22 @@ pub struct RunConfig {
     /// Weight of the KL divergence to the start model, 0 or more. 0 loads no reference model.
     /// Default `0.04`: the value of the GRPO paper (TRL's is 0).
     pub beta: f64,
-    /// Estimator of that KL divergence: `k1`, `k2` or `k3`. `k1` has no useful gradient, so its penalty goes into the
-    /// reward. Default `"k3"`: never negative and of low variance; the paper's.
+    /// Estimator of that KL divergence: `k1`, `k2` or `k3` of each token, or `sequence_squared`, the square of a
+    /// completion's summed log-ratio. `k1` has no useful gradient, so its penalty goes into the reward. Default `"k3"`: never negative and of low variance; the paper's.
     pub kl_estimator: KlEstimator,
     /// Passes over the rollouts of a step, 1 or more. Default `1`: on-policy, as TRL.
     pub num_iterations: usize,
     /// Clip bound of the probability ratio: it counts from 1 - epsilon to 1 + epsilon. Above 0 and below 1.
     /// Default `0.2`: as PPO and TRL.
     pub epsilon: f64,
-    /// Upper clip bound where it is to differ (clip-higher of DAPO), at least `epsilon`.
-    /// Default none: equal to `epsilon`.
+    /// Upper clip bound where it is to differ (clip-higher of DAPO), at least `epsilon`. With `cispo` the cap of the
+    /// ratio itself, 1 or more. Default none: equal to `epsilon`; with `cispo` 5, as TRL advises.
     pub epsilon_high: Option<f64>,
     /// Upper limit of the ratio also where the advantage is negative (two-sided clipping), above 1 + `epsilon_high`.
     /// Default none: no limit, as TRL.
     pub delta: Option<f64>,
-    /// How the tokens' losses are averaged: `grpo`, `bnpo`, `dr_grpo` or `dapo`.
-    /// Default `"dapo"`: long and short completions weigh by their tokens; as TRL.
+    /// How the tokens' losses are averaged: `grpo`, `bnpo`, `dr_grpo`, `dapo` or `reinforce` (summed within a
+    /// completion); or with another form of the loss, `cispo` or `sapo`. Default `"dapo"`: long and short completions weigh by their tokens; as TRL.
     pub loss_type: LossType,
     /// What centred rewards are divided by: the standard deviation of the `group`, of the `batch`, or `none`.
     /// Default `"group"`: the paper's, as TRL.
@@ -348,10 +348,12 @@ impl RunConfig {
         })
     }
 
-    /// The upper clip bound that is used: `epsilon_high`, else `epsilon`.
+    /// The upper clip bound that is used: `epsilon_high`, else `epsilon`, or with `cispo` the cap 5.
     #[must_use]
     pub fn resolved_epsilon_high(&self) -> f64 {
-        self.epsilon_high.unwrap_or(self.epsilon)
+        // ScaleRL's value (arXiv:2510.13786), which TRL recommends.
+        let default = if self.loss_type == LossType::Cispo { 5.0 } else { self.epsilon };
+        self.epsilon_high.unwrap_or(default)
     }
 
     /// Prompts that one optimizer step covers (`sft`: rows).

@@ -271,6 +271,7 @@ fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
             kl_estimator: settings.kl_estimator,
             max_completion_length: settings.max_completion_length,
             gamma: settings.gamma,
+            ..ObjectiveConfig::default()
         },
         scale_rewards: settings.scale_rewards,
         mask_truncated_completions: settings.mask_truncated_completions,

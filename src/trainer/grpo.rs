@@ -95,7 +95,8 @@ impl Grpo {
             let old = gather(batch, |row| &rows[row].old_logprobs);
             let reference = self.reference.is_some().then(|| gather(batch, |row| &rows[row].ref_logprobs));
             let advantages: Vec<f64> = batch.rows.iter().map(|row| rows[*row].advantage).collect();
-            let included: Vec<bool> = batch.rows.iter().map(|row| included[*row]).collect();
+            let completion_mask: Vec<bool> =
+                batch.rows.iter().flat_map(|row| std::iter::repeat_n(included[*row], rows[*row].ids.len())).collect();
             policy.accumulate(batch, self.config.sampling.logprob_temperature(), |scored| {
                 let logprobs: Vec<f64> = scored.logprobs.iter().copied().map(f64::from).collect();
                 let tokens = TokenBatch {
@@ -103,16 +104,18 @@ impl Grpo {
                     // Fresh rollouts were sampled by these very weights: the ratio is 1 and its gradient that of l.
                     old_logprobs: (!is_fresh).then_some(&old[..]),
                     ref_logprobs: reference.as_deref(),
+                    entropies: None,
                     rows: &batch.ranges,
                     advantages: &advantages,
-                    included: &included,
+                    token_advantages: None,
+                    completion_mask: &completion_mask,
+                    policy_mask: None,
                 };
                 let objective = compute_objective(&tokens, &self.config.objective, &denominators)?;
                 loss += objective.loss;
                 stats.merge(&objective.stats);
-                for (range, _) in batch.ranges.iter().zip(&included).filter(|(_, is)| **is) {
-                    entropy += scored.entropies[range.clone()].iter().copied().map(f64::from).sum::<f64>();
-                }
+                let active = scored.entropies.iter().zip(&completion_mask).filter(|(_, is)| **is);
+                entropy += active.map(|(entropy, _)| f64::from(*entropy)).sum::<f64>();
                 if is_fresh {
                     let gap = logprobs.iter().zip(&old).map(|(now, then)| (now - then).abs());
                     let (sum, max) = gap.fold((0.0, 0.0f64), |(sum, max), d| (sum + d, max.max(d)));
@@ -181,14 +184,14 @@ fn gather<'a>(batch: &MicroBatch, values: impl Fn(usize) -> &'a Vec<f32>) -> Vec
 }
 
 fn add_objective_metrics(metrics: &mut StepMetrics, stats: &ObjectiveStats, has_reference: bool) {
-    let tokens = stats.active_tokens;
+    let ratios = stats.ratio_count;
     if has_reference {
-        metrics.mean("kl", stats.kl_sum, tokens);
+        metrics.mean("kl", stats.kl_sum, stats.kl_count);
     }
-    metrics.mean("clip_ratio/region_mean", stats.region_clipped() as f64, tokens);
-    metrics.mean("clip_ratio/low_mean", stats.low_clipped as f64, tokens);
+    metrics.mean("clip_ratio/region_mean", stats.region_clipped() as f64, ratios);
+    metrics.mean("clip_ratio/low_mean", stats.low_clipped as f64, ratios);
     metrics.gauge("clip_ratio/low_min", stats.low_min.unwrap_or(0.0));
-    metrics.mean("clip_ratio/high_mean", stats.high_clipped as f64, tokens);
+    metrics.mean("clip_ratio/high_mean", stats.high_clipped as f64, ratios);
     metrics.gauge("clip_ratio/high_max", stats.high_max.unwrap_or(0.0));
 }
 

@@ -5,7 +5,7 @@ use super::phase::Phase;
 use super::policy::{Policy, predictions};
 use super::prompts::draw;
 use super::{LoggedCompletion, PreparedPrompt, StepContext, TrainError};
-use crate::algorithm::{Advantages, KlEstimator, compute_advantages, subtract_kl_penalty};
+use crate::algorithm::{AdvantageEstimator, Advantages, KlEstimator, compute_advantages, subtract_kl_penalty};
 use crate::batch::pack;
 use crate::checkpoint::{SavedCompletion, SavedGroup, SavedRollouts};
 use crate::ops::head::token_logprobs;
@@ -148,9 +148,10 @@ impl Grpo {
     fn compare(&self, saved: &mut SavedRollouts) -> Result<Advantages, TrainError> {
         let rows: Vec<&SavedCompletion> = saved.groups.iter().flat_map(|group| &group.completions).collect();
         let mut rewards: Vec<Option<f64>> = rows.iter().map(|row| row.reward).collect();
-        let (num_generations, scale) = (self.config.num_generations, self.config.scale_rewards);
+        let num_generations = self.config.num_generations;
+        let estimator = AdvantageEstimator::Group(self.config.scale_rewards);
         // What is logged is said of the rewards alone, without a penalty.
-        let logged = compute_advantages(&rewards, num_generations, scale)?;
+        let logged = compute_advantages(&rewards, num_generations, estimator, None)?;
         let objective = &self.config.objective;
         if objective.kl_estimator == KlEstimator::K1 && objective.beta > 0.0 {
             let flat = |values: fn(&SavedCompletion) -> &Vec<f32>| -> Vec<f64> {
@@ -164,12 +165,13 @@ impl Grpo {
                     end - row.ids.len()..end
                 })
                 .collect();
-            let included: Vec<bool> =
-                rows.iter().map(|row| !(self.config.mask_truncated_completions && row.is_truncated)).collect();
+            let is_active = |row: &&SavedCompletion| !(self.config.mask_truncated_completions && row.is_truncated);
+            let completion_mask: Vec<bool> =
+                rows.iter().flat_map(|row| std::iter::repeat_n(is_active(row), row.ids.len())).collect();
             let (old, reference) = (flat(|row| &row.old_logprobs), flat(|row| &row.ref_logprobs));
-            subtract_kl_penalty(&mut rewards, &old, &reference, &ranges, &included, objective.beta)?;
+            subtract_kl_penalty(&mut rewards, &old, &reference, &ranges, &completion_mask, objective.beta)?;
         }
-        let advantages = compute_advantages(&rewards, num_generations, scale)?.advantages;
+        let advantages = compute_advantages(&rewards, num_generations, estimator, None)?.advantages;
         let rows = saved.groups.iter_mut().flat_map(|group| &mut group.completions);
         rows.zip(&advantages).for_each(|(row, advantage)| row.advantage = *advantage);
         Ok(Advantages { advantages, ..logged })
