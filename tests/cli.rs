@@ -86,4 +86,9 @@ fn sums_are_written_and_impossible_ones_refused() {
     assert_eq!(std::fs::read_to_string(path).unwrap().lines().count(), 5);
     assert_ne!(output(&["data", "arithmetic", path, "--rows", "5", "--max-operand", "0"]).status.code(), Some(0));
     assert_ne!(output(&["data", "arithmetic", path, "--operators", "*"]).status.code(), Some(0));
+    // Words that contradict each other, and a fraction of nothing, are wrong arguments.
+    for args in [["--digits", "2", "--max-operand", "9"], ["--test-file", "t", "--split", "eval"]] {
+        assert_eq!(output(&[&["data", "arithmetic", path], &args[..]].concat()).status.code(), Some(2));
+    }
+    assert_eq!(output(&["data", "arithmetic", path, "--test-fraction", "0.2"]).status.code(), Some(2));
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -275,6 +276,40 @@ fn the_shipped_sums_are_made_by_the_command() {
     }
 }
 
+/// 64,000 sums of three digits, nine tenths to train on and one to test on, are one command; the seed decides them.
+#[test]
+fn one_command_writes_sums_to_train_and_to_test_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |seed: &str| {
+        let (train, test) = (folder.path().join(format!("train{seed}")), folder.path().join(format!("test{seed}")));
+        let args = ["--rows", "64000", "--digits", "3", "--zero-pad", "--operators", "+", "--seed", seed];
+        let made = assert_cmd::Command::new(env!("CARGO_BIN_EXE_candlewick"))
+            .args(["data", "arithmetic"])
+            .args(args)
+            .args(["--prompt-template", "{a}{op}{b}="])
+            .args([train.as_os_str(), "--test-file".as_ref(), test.as_os_str()])
+            .output()
+            .unwrap();
+        let (train_name, test_name) = (train.display(), test.display());
+        let said = format!("57600 rows written to {train_name}\n6400 rows written to {test_name}\n");
+        assert_eq!(String::from_utf8(made.stdout).unwrap(), said);
+        (fs::read_to_string(train).unwrap(), fs::read_to_string(test).unwrap())
+    };
+    let (train, test) = make("7");
+    assert_eq!((train.clone(), test.clone()), make("7"));
+    assert_ne!(test, make("8").1);
+    let rows: HashSet<&str> = train.lines().chain(test.lines()).collect();
+    assert_eq!(rows.len(), 64_000, "no row stands twice");
+    assert!(test.contains(r#"{"prompt":"0"#), "zeros stand in front");
+    for line in test.lines() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let (a, b) = row["prompt"].as_str().unwrap().strip_suffix('=').unwrap().split_once('+').unwrap();
+        assert_eq!((a.len(), b.len()), (3, 3));
+        let sum = a.parse::<u32>().unwrap() + b.parse::<u32>().unwrap();
+        assert_eq!(row["answer"], sum.to_string());
+    }
+}
+
 #[test]
 fn impossible_sums_are_told() {
     let message = |args: &[&str]| {
@@ -296,6 +331,14 @@ fn impossible_sums_are_told() {
     insta::assert_snapshot!(message(&["--rows", "0"]), @r"
     exit 2
     error: the number of rows cannot be 0: it is at least 1
+    ");
+    insta::assert_snapshot!(message(&["--rows", "4", "--test-file", "/no/test.jsonl"]), @r"
+    exit 2
+    error: the test fraction cannot be 0.1 of 4 rows: both files need at least one row
+    ");
+    insta::assert_snapshot!(message(&["--test-file", "/no/such/folder/rows.jsonl"]), @r"
+    exit 2
+    error: the test file cannot be `/no/such/folder/rows.jsonl`: the training rows go there
     ");
     insta::assert_snapshot!(message(&["--rows", "1", "--prompt-template", "{a}"]), @r"
     exit 2

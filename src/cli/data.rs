@@ -1,7 +1,7 @@
 //! `candlewick data`: make data files.
 
 use super::{Failure, print};
-use candlewick::data::{ArithmeticConfig, Operator, Split, write_arithmetic};
+use candlewick::data::{ArithmeticConfig, Operator, Split, write_arithmetic, write_arithmetic_split};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,7 +18,10 @@ enum DataVerb {
     /// Write sums with their answers, one JSON object a line.
     ///
     /// The splits `train` and `eval` share no pair of operands, whatever the other arguments are.
-    #[command(after_help = "Example:\n  candlewick data arithmetic sums.jsonl --rows 500 --split eval --seed 1")]
+    #[command(after_help = "Examples:\n  candlewick data arithmetic sums.jsonl --rows 500 --split eval --seed 1\n  \
+        candlewick data arithmetic train.jsonl --test-file test.jsonl --rows 64000 \\\n    \
+        --digits 3 --zero-pad --operators + --prompt-template '{a}{op}{b}=' \\\n    \
+        --completion-template '{answer}'")]
     Arithmetic(ArithmeticArgs),
 }
 
@@ -31,11 +34,23 @@ struct ArithmeticArgs {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     rows: usize,
     /// Which of the two disjoint parts of all questions.
-    #[arg(long, value_enum, default_value = "train")]
+    #[arg(long, value_enum, default_value = "train", conflicts_with = "test_file")]
     split: SplitName,
     /// Largest operand; the smallest is 0.
     #[arg(long, value_name = "N", default_value_t = 99)]
     max_operand: u32,
+    /// The operands have up to this many digits: 3 is `--max-operand 999`.
+    #[arg(long, value_name = "N", conflicts_with = "max_operand", value_parser = clap::value_parser!(u32).range(1..=9))]
+    digits: Option<u32>,
+    /// Write operands with leading zeros, as many digits as the largest has; answers stay as they are.
+    #[arg(long)]
+    zero_pad: bool,
+    /// A second file, which gets a share of the rows; no pair of operands stands in both.
+    #[arg(long, value_name = "FILE")]
+    test_file: Option<PathBuf>,
+    /// Share of the rows that the test file gets.
+    #[arg(long, value_name = "X", default_value_t = 0.1, requires = "test_file")]
+    test_fraction: f64,
     /// The operators: `+`, `-` or both.
     #[arg(long, value_name = "OPS", default_value = "+-", allow_hyphen_values = true)]
     operators: String,
@@ -65,7 +80,8 @@ pub fn run(args: DataArgs) -> Result<ExitCode, Failure> {
         DataVerb::Arithmetic(args) => {
             let config = ArithmeticConfig {
                 rows: args.rows,
-                max_operand: args.max_operand,
+                max_operand: args.digits.map_or(args.max_operand, |digits| 10_u32.pow(digits) - 1),
+                zero_pad: args.zero_pad,
                 operators: Operator::parse_all(&args.operators)?,
                 split: match args.split {
                     SplitName::Train => Split::Train,
@@ -76,8 +92,17 @@ pub fn run(args: DataArgs) -> Result<ExitCode, Failure> {
                 prompt_template: args.prompt_template,
                 completion_templates: args.completion_templates,
             };
-            let rows = write_arithmetic(&args.path, &config)?;
-            print(&format!("{rows} rows written to {}\n", args.path.display()))?;
+            let Some(test_file) = args.test_file else {
+                let rows = write_arithmetic(&args.path, &config)?;
+                print(&format!("{rows} rows written to {}\n", args.path.display()))?;
+                return Ok(ExitCode::SUCCESS);
+            };
+            let (train, test) = write_arithmetic_split(&args.path, &test_file, args.test_fraction, &config)?;
+            print(&format!(
+                "{train} rows written to {}\n{test} rows written to {}\n",
+                args.path.display(),
+                test_file.display()
+            ))?;
         }
     }
     Ok(ExitCode::SUCCESS)

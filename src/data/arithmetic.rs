@@ -100,13 +100,14 @@ impl Question {
         }
     }
 
-    /// Fills in a template: `{a}`, `{op}`, `{b}` and `{answer}`.
+    /// Fills in a template: `{a}`, `{op}`, `{b}` and `{answer}`. Operands get leading zeros up to `width` digits, the
+    /// answer none.
     #[must_use]
-    pub fn fill(&self, template: &str) -> String {
+    pub fn fill(&self, template: &str, width: usize) -> String {
         template
-            .replace("{a}", &self.a.to_string())
+            .replace("{a}", &format!("{:0width$}", self.a))
             .replace("{op}", &self.operator.symbol().to_string())
-            .replace("{b}", &self.b.to_string())
+            .replace("{b}", &format!("{:0width$}", self.b))
             .replace("{answer}", &self.answer().to_string())
     }
 }
@@ -118,6 +119,8 @@ pub struct ArithmeticConfig {
     pub rows: usize,
     /// Largest operand; the smallest is 0. Default 99.
     pub max_operand: u32,
+    /// Write operands with leading zeros, as many digits as the largest has; answers stay as they are. Default: no.
+    pub zero_pad: bool,
     /// Default: + and -.
     pub operators: Vec<Operator>,
     /// Default: train.
@@ -138,6 +141,7 @@ impl Default for ArithmeticConfig {
         Self {
             rows: 1,
             max_operand: 99,
+            zero_pad: false,
             operators: vec![Operator::Add, Operator::Subtract],
             split: Split::Train,
             seed: 0,
@@ -145,6 +149,13 @@ impl Default for ArithmeticConfig {
             prompt_template: "{a} {op} {b} =".to_string(),
             completion_templates: Vec::new(),
         }
+    }
+}
+
+impl ArithmeticConfig {
+    /// Digits that an operand has at least.
+    fn width(&self) -> usize {
+        if self.zero_pad { self.max_operand.to_string().len() } else { 1 }
     }
 }
 
@@ -209,22 +220,64 @@ fn draw(config: &ArithmeticConfig, operands: u64) -> Result<Vec<Question>, DataE
 /// two where there are completion templates.
 pub fn write_arithmetic(path: &Path, config: &ArithmeticConfig) -> Result<usize, DataError> {
     let questions = arithmetic(config)?;
+    write_rows(path, &questions, config)?;
+    Ok(questions.len())
+}
+
+/// Writes `config.rows` questions into two files, a share of `test_fraction` (rounded) of them into `test`: one split
+/// each (`config.split` is not read), so that no pair of operands stands in both. Returns the rows of either file.
+///
+/// # Errors
+/// As [`arithmetic`]; a fraction that leaves a file empty; one path for both. Nothing is written then.
+pub fn write_arithmetic_split(
+    train: &Path,
+    test: &Path,
+    test_fraction: f64,
+    config: &ArithmeticConfig,
+) -> Result<(usize, usize), DataError> {
+    // A float that is out of range or no number becomes 0 or the largest integer.
+    let num_test = (config.rows as f64 * test_fraction).round() as usize;
+    if num_test == 0 || num_test >= config.rows {
+        return Err(DataError::BadSetting {
+            what: "the test fraction",
+            got: format!("{test_fraction} of {} rows", config.rows),
+            expected: "both files need at least one row",
+        });
+    }
+    if train == test {
+        return Err(DataError::BadSetting {
+            what: "the test file",
+            got: format!("`{}`", test.display()),
+            expected: "the training rows go there",
+        });
+    }
+    let part = |rows, split| ArithmeticConfig { rows, split, ..config.clone() };
+    let train_config = part(config.rows - num_test, Split::Train);
+    let test_config = part(num_test, Split::Eval);
+    let (train_questions, test_questions) = (arithmetic(&train_config)?, arithmetic(&test_config)?);
+    write_rows(train, &train_questions, &train_config)?;
+    write_rows(test, &test_questions, &test_config)?;
+    Ok((train_questions.len(), test_questions.len()))
+}
+
+fn write_rows(path: &Path, questions: &[Question], config: &ArithmeticConfig) -> Result<(), DataError> {
     create_dirs(parent_of(path))?;
     write_atomic(path, |file| {
         questions.iter().enumerate().try_for_each(|(i, question)| writeln!(file, "{}", row_text(i, question, config)))
     })?;
-    Ok(questions.len())
+    Ok(())
 }
 
 fn row_text(i: usize, question: &Question, config: &ArithmeticConfig) -> String {
-    let prompt = question.fill(&config.prompt_template);
+    let width = config.width();
+    let prompt = question.fill(&config.prompt_template, width);
     let answer = question.answer().to_string();
     let templates = &config.completion_templates;
     if templates.is_empty() {
         return json!({"prompt": prompt, "answer": answer}).to_string();
     }
     let pick = below(config.seed, Stream::Data, [2, i as u64, 0, 0], templates.len() as u64) as usize;
-    json!({"prompt": prompt, "completion": question.fill(&templates[pick]), "answer": answer}).to_string()
+    json!({"prompt": prompt, "completion": question.fill(&templates[pick], width), "answer": answer}).to_string()
 }
 
 fn check(config: &ArithmeticConfig) -> Result<(), DataError> {
@@ -317,6 +370,51 @@ mod tests {
             assert_eq!(row.columns.text("answer"), Some(answer.to_string().as_str()));
             assert_eq!(row.completion().unwrap(), format!(" {answer}, since {a} - {b}"));
         }
+    }
+
+    /// The sums of the notebook: three digits with zeros in front, and none in front of the answer.
+    #[test]
+    fn padded_sums_are_cut_into_two_files_without_a_common_pair() {
+        let folder = tempfile::tempdir().unwrap();
+        let (train, test) = (folder.path().join("train.jsonl"), folder.path().join("test.jsonl"));
+        let config = ArithmeticConfig {
+            rows: 1000,
+            max_operand: 999,
+            zero_pad: true,
+            operators: vec![Operator::Add],
+            prompt_template: "{a}{op}{b}=".into(),
+            completion_templates: vec!["{answer}".into()],
+            ..ArithmeticConfig::default()
+        };
+        assert_eq!(write_arithmetic_split(&train, &test, 0.1, &config).unwrap(), (900, 100));
+        let mut seen: Vec<HashSet<(u32, u32)>> = Vec::new();
+        let mut num_short = 0;
+        for path in [&train, &test] {
+            let dataset = super::super::load_jsonl(path, &super::super::JsonlConfig::default()).unwrap();
+            let mut of_file = HashSet::new();
+            for row in &dataset.rows {
+                let prompt = row.prompt.last_text();
+                let (a, b) = prompt.strip_suffix('=').unwrap().split_once('+').unwrap();
+                assert_eq!((a.len(), b.len()), (3, 3), "{prompt}");
+                let (a, b): (u32, u32) = (a.parse().unwrap(), b.parse().unwrap());
+                let answer = row.columns.text("answer").unwrap();
+                assert_eq!(answer, (a + b).to_string());
+                assert_eq!(row.completion().unwrap(), answer);
+                num_short += usize::from(a < 100 || b < 100);
+                of_file.insert((a.min(b), a.max(b)));
+            }
+            seen.push(of_file);
+        }
+        assert!(seen[0].is_disjoint(&seen[1]));
+        // An operand below 100 has the chance 0.1, one of two 0.19.
+        assert!((100..300).contains(&num_short), "{num_short} rows needed a zero");
+
+        let before = std::fs::read(&test).unwrap();
+        for fraction in [0.0, 0.0001, 0.9999, 1.5, -1.0, f64::NAN] {
+            assert!(write_arithmetic_split(&train, &test, fraction, &config).is_err(), "{fraction}");
+        }
+        assert!(write_arithmetic_split(&test, &test, 0.1, &config).is_err());
+        assert_eq!(std::fs::read(&test).unwrap(), before, "a refused call writes nothing");
     }
 
     #[test]

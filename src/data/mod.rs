@@ -10,7 +10,9 @@ mod order;
 mod parse;
 mod row;
 
-pub use arithmetic::{ArithmeticConfig, Operator, Question, Split, arithmetic, write_arithmetic};
+pub use arithmetic::{
+    ArithmeticConfig, Operator, Question, Split, arithmetic, write_arithmetic, write_arithmetic_split,
+};
 pub use error::{DataError, Fault, RowFault};
 pub use jsonl::{Dataset, JsonlConfig, OnBadRow, RowKind, load_jsonl};
 pub use order::RowOrder;
