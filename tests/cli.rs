@@ -92,3 +92,75 @@ fn sums_are_written_and_impossible_ones_refused() {
     }
     assert_eq!(output(&["data", "arithmetic", path, "--test-fraction", "0.2"]).status.code(), Some(2));
 }
+
+const SUMS: [&str; 6] = ["--data", "data/math_tasks_eval.jsonl", "--num-rows", "12", "--max-completion-length", "32"];
+
+/// A model beside itself has the same figures twice; the columns have the names that were given.
+#[test]
+fn models_are_evaluated_side_by_side() {
+    let args =
+        [&["eval", "data/starter", "data/starter"], &SUMS[..], &["--label", "before", "--label", "after"]].concat();
+    let shown = output(&args);
+    assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
+    let table = text(&shown.stdout);
+    let line = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().split_whitespace();
+    assert_eq!(line("model").collect::<Vec<_>>(), ["model", "before", "after"]);
+    let accuracy: Vec<_> = line("accuracy").collect();
+    assert_eq!(accuracy[1..4], accuracy[4..], "{accuracy:?}");
+    assert_eq!(table.matches("\nprompt ").count(), 3);
+    assert_eq!(table.matches("\nbefore ").count(), 3);
+
+    let json = output(&[&args[..], &["--json", "--letter", "1"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let models = json["models"].as_array().unwrap();
+    assert_eq!(models[1]["label"], "after");
+    for key in ["accuracy", "reward_distribution", "answers", "text"] {
+        assert!(!models[0][key].is_null() && models[0][key] == models[1][key], "{key}: {}", models[0][key]);
+    }
+    let counts = models[0]["reward_distribution"]["bins"].as_array().unwrap();
+    assert_eq!(counts.iter().map(|bin| bin["count"].as_u64().unwrap()).sum::<u64>(), 12);
+    assert!(models[0]["text"]["given_share"].as_f64().unwrap() > 0.0);
+}
+
+/// What a configuration says of rewards and data holds; what the command line says wins.
+#[test]
+fn an_evaluation_takes_settings_of_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("run.toml");
+    std::fs::write(
+        &config,
+        "model = 'x'\ntrain_file = 'x'\neval_file = 'data/math_tasks_eval.jsonl'\nmax_completion_length = 1\n\
+         [[rewards]]\nname = 'last_integer'\nwrong_reward = -3.0\n",
+    )
+    .unwrap();
+    let config = config.to_str().unwrap();
+    let reward_of = |more: &[&str]| {
+        let args = ["eval", "data/starter", "--config", config, "--num-rows", "8", "--json"];
+        let done = output(&[&args[..], more].concat());
+        assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+        serde_json::from_slice::<serde_json::Value>(&done.stdout).unwrap()
+    };
+    // One token is a space or a digit: hardly ever the whole answer.
+    let short = reward_of(&[]);
+    assert_eq!(
+        (&short["accuracy"], &short["mean_reward"], &short["clipped_ratio"]),
+        (&0.0.into(), &(-3.0).into(), &1.0.into())
+    );
+    let long = reward_of(&["--max-completion-length", "32"]);
+    assert!(long["mean_completion_tokens"].as_f64().unwrap() > 2.0);
+
+    std::fs::write(config, "model = 'x'\ntrain_file = 'x'\n").unwrap();
+    let wrong = output(&["eval", "data/starter", "--config", config]);
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(text(&wrong.stderr).contains("there is no `eval_file` to evaluate on"), "{}", text(&wrong.stderr));
+}
+
+#[test]
+fn of_several_models_the_one_at_fault_is_named() {
+    let wrong = output(&[&["eval", "data/starter", "data"], &SUMS[..]].concat());
+    assert_eq!(wrong.status.code(), Some(4));
+    assert!(text(&wrong.stderr).starts_with("error: data: "), "{}", text(&wrong.stderr));
+    let labels = output(&[&["eval", "data/starter", "--label", "a", "--label", "b"], &SUMS[..]].concat());
+    assert_eq!(labels.status.code(), Some(2));
+    assert!(text(&labels.stderr).contains("2 labels for 1 models"));
+}

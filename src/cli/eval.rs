@@ -1,51 +1,89 @@
-//! `candlewick eval`: a model on a JSONL set.
+//! `candlewick eval`: models on a JSONL set, side by side.
 
 use super::sampling::SamplingArgs;
 use super::{Failure, print};
-use candlewick::eval::Estimate;
-use candlewick::recipe::{EvaluateOptions, Evaluation, evaluate};
+use candlewick::config::{Layers, RunConfig};
+use candlewick::error::{Diagnose, Exit};
+use candlewick::eval::{Column, CompareOptions, Comparison, Estimate, Evaluated, compare, labels};
+use candlewick::recipe::{EvaluateOptions, evaluate_models};
 use candlewick::rollout::{Observer, RolloutProgress};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
-use std::fmt::Write;
+use serde_json::{Map, Value, json};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Evaluate a model on a JSONL set.
+/// Evaluate models on a JSONL set, side by side.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  candlewick eval output/quickstart --data data/math_tasks_eval.jsonl\n  \
+    candlewick eval data/starter output/quickstart --config configs/quickstart.toml\n  \
     candlewick eval Qwen/Qwen2.5-0.5B-Instruct --data my.jsonl --num-samples 8 --temperature 1 --output results")]
 pub struct EvalArgs {
-    /// Model folder or Hub id.
-    model: String,
-    /// JSONL file with the rows.
+    /// Model folders or Hub ids.
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<String>,
+    /// JSONL file with the rows [default: the configuration's `eval_file`].
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    data: Option<PathBuf>,
+    /// Configuration files of a run (TOML), for its rewards, columns, system prompt, lengths; other arguments win.
+    /// How a run draws its tokens is not taken over.
     #[arg(long, value_name = "FILE")]
-    data: PathBuf,
+    config: Vec<PathBuf>,
+    /// Name of a model in the table, one a model in their order [default: the folder's].
+    #[arg(long = "label", value_name = "NAME")]
+    labels: Vec<String>,
     /// Completions of each prompt; above 1, pass@k is computed.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     num_samples: u32,
     /// Evaluate the first N rows only.
     #[arg(long, value_name = "N")]
     num_rows: Option<NonZeroUsize>,
-    /// Write a results file and the samples into this folder.
+    /// Show the first N prompts with the first completion of each model.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    show: usize,
+    /// Tell the share of this character in the completions.
+    #[arg(long, value_name = "CHAR")]
+    letter: Option<char>,
+    /// Write a results file and the samples of each model into this folder.
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Column with the prompt.
-    #[arg(long, value_name = "NAME", default_value = "prompt")]
-    prompt_column: String,
-    /// Column with the answer.
-    #[arg(long, value_name = "NAME", default_value = "answer")]
-    answer_column: String,
-    /// Completions that decode together; 0: as many as fit.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    slots: usize,
+    /// Column with the prompt [default: prompt].
+    #[arg(long, value_name = "NAME")]
+    prompt_column: Option<String>,
+    /// Column with the answer [default: answer].
+    #[arg(long, value_name = "NAME")]
+    answer_column: Option<String>,
+    /// Completions that decode together; 0: as many as fit [default: 0].
+    #[arg(long, value_name = "N")]
+    slots: Option<usize>,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     sampling: SamplingArgs,
+}
+
+/// Arguments that do not fit together.
+#[derive(Debug, thiserror::Error)]
+enum EvalArgsError {
+    #[error("{labels} labels for {models} models")]
+    Labels { labels: usize, models: usize },
+    #[error("{}: there is no `eval_file` to evaluate on", config.display())]
+    NoData { config: PathBuf },
+}
+
+impl Diagnose for EvalArgsError {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Labels { .. } => "Give --label once for each model, in their order, or leave it out.".into(),
+            Self::NoData { .. } => "Name a JSONL file with --data.".into(),
+        })
+    }
+
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
 }
 
 /// A bar over the completions, where stderr is a terminal.
@@ -60,12 +98,23 @@ impl Observer for Bar {
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
-    let mut settings = args.sampling.settings(&args.model);
-    settings.prompt_column.clone_from(&args.prompt_column);
-    settings.answer_column.clone_from(&args.answer_column);
-    settings.rollout_slots = args.slots;
+    let settings = settings(args)?;
+    let labels = match (&args.labels[..], &args.models[..]) {
+        // One model needs no short name.
+        ([], [model]) => vec![model.clone()],
+        ([], models) => labels(models),
+        (given, models) if given.len() == models.len() => given.to_vec(),
+        (given, models) => return Err(EvalArgsError::Labels { labels: given.len(), models: models.len() }.into()),
+    };
+    let data = match (&args.data, &settings.eval_file, args.config.last()) {
+        (Some(data), ..) => data.clone(),
+        (None, Some(data), _) => data.into(),
+        (None, None, config) => {
+            return Err(EvalArgsError::NoData { config: config.cloned().unwrap_or_default() }.into());
+        }
+    };
     let options = EvaluateOptions {
-        data: args.data.clone(),
+        data,
         num_samples: args.num_samples as usize,
         num_rows: args.num_rows.map(NonZeroUsize::get),
         output: args.output.clone(),
@@ -76,59 +125,102 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} completions, {eta} left") {
         bar.set_style(style);
     }
-    let evaluation = evaluate(&settings, &options, &mut Bar(bar.clone()));
+    let evaluations = evaluate_models(&settings, &args.models, &options, &mut Bar(bar.clone()));
     bar.finish_and_clear();
-    let evaluation = evaluation?;
-    let text = if args.json { format!("{:#}\n", object(&evaluation)) } else { table(args, &evaluation) };
+    let evaluations = evaluations?;
+    let evaluated: Vec<Evaluated<'_>> = evaluations
+        .iter()
+        .zip(&labels)
+        .map(|(evaluation, label)| Evaluated {
+            label,
+            figures: &evaluation.figures,
+            samples: &evaluation.samples,
+            files: evaluation.files.as_ref(),
+        })
+        .collect();
+    let comparison = compare(&evaluated, CompareOptions { num_shown: args.show, letter: args.letter });
+    let text = if args.json {
+        format!("{:#}\n", object(&args.models, &options.data, &comparison))
+    } else {
+        comparison.render()
+    };
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn object(evaluation: &Evaluation) -> serde_json::Value {
-    let figures = &evaluation.figures;
-    let by_k = |values: &[(usize, Estimate)]| {
-        values.iter().map(|(k, estimate)| (k.to_string(), json!(estimate.value))).collect::<serde_json::Map<_, _>>()
+/// The settings of the configuration files, where there are any, with the arguments over them.
+fn settings(args: &EvalArgs) -> Result<RunConfig, Failure> {
+    let base = if args.config.is_empty() {
+        RunConfig::default()
+    } else {
+        Layers::from_files(args.config.iter().cloned()).resolve()?.config
     };
+    let mut settings = args.sampling.settings(args.models.first().map_or("", String::as_str), base);
+    if let Some(column) = &args.prompt_column {
+        settings.prompt_column.clone_from(column);
+    }
+    if let Some(column) = &args.answer_column {
+        settings.answer_column.clone_from(column);
+    }
+    settings.rollout_slots = args.slots.unwrap_or(settings.rollout_slots);
+    Ok(settings)
+}
+
+/// One model's object; of several, one object with all of them.
+fn object(models: &[String], data: &Path, comparison: &Comparison) -> Value {
+    let mut objects: Vec<Value> = (0..models.len()).map(|i| model_object(&models[i], i, comparison)).collect();
+    if models.len() == 1 { objects.remove(0) } else { json!({ "data": data, "models": objects }) }
+}
+
+fn model_object(model: &str, index: usize, comparison: &Comparison) -> Value {
+    let column = &comparison.columns[index];
+    let figures = &column.figures;
+    let by_k = |values: &[(usize, Estimate)]| {
+        values.iter().map(|(k, estimate)| (k.to_string(), json!(estimate.value))).collect::<Map<_, _>>()
+    };
+    let rewards: Map<String, Value> = figures.rewards.iter().map(|(name, mean)| (name.clone(), json!(mean))).collect();
+    let shown = comparison.shown.iter().map(|shown| {
+        let completion = shown.completions[index].as_ref();
+        json!({
+            "prompt": shown.prompt,
+            "completion": completion.map(|shown| &shown.completion),
+            "is_correct": completion.map(|shown| shown.is_correct),
+        })
+    });
     json!({
+        "model": model,
+        "label": column.label,
         "accuracy": figures.accuracy.value,
         "accuracy_stderr": figures.accuracy.stderr,
         "mean_reward": figures.mean_reward.map(|estimate| estimate.value),
+        "mean_reward_stderr": figures.mean_reward.and_then(|estimate| estimate.stderr),
+        "rewards": rewards,
         "num_samples": figures.num_samples,
         "num_prompts": figures.num_prompts,
         "pass_at_k": by_k(&figures.pass_at_k),
         "pass_hat_k": by_k(&figures.pass_hat_k),
         "mean_completion_tokens": figures.mean_completion_tokens,
         "clipped_ratio": figures.clipped_ratio,
-        "results": evaluation.files.as_ref().map(|files| &files.results),
-        "samples": evaluation.files.as_ref().map(|files| &files.samples),
+        "reward_distribution": reward_distribution(comparison, column),
+        "answers": answers(column),
+        "text": column.text,
+        "shown": shown.collect::<Vec<_>>(),
+        "results": column.files.as_ref().map(|files| &files.results),
+        "samples": column.files.as_ref().map(|files| &files.samples),
     })
 }
 
-fn table(args: &EvalArgs, evaluation: &Evaluation) -> String {
-    let figures = &evaluation.figures;
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{name:<14}{value}");
-    };
-    let shown = |estimate: &Estimate| match estimate.stderr {
-        Some(stderr) => format!("{:.4} ± {stderr:.4}", estimate.value),
-        None => format!("{:.4}", estimate.value),
-    };
-    line("model", args.model.clone());
-    line("samples", format!("{} of {} prompts", figures.num_samples, figures.num_prompts));
-    line("accuracy", shown(&figures.accuracy));
-    if let Some(reward) = &figures.mean_reward {
-        line("mean reward", shown(reward));
-    }
-    for (k, estimate) in figures.pass_at_k.iter().skip(1) {
-        line(&format!("pass@{k}"), shown(estimate));
-    }
-    line("length", format!("{:.1} tokens on average", figures.mean_completion_tokens));
-    line("cut", format!("{:.1} % by the length limit", 100.0 * figures.clipped_ratio));
-    if let Some(files) = &evaluation.files {
-        line("results", files.results.display().to_string());
-        line("samples", files.samples.display().to_string());
-    }
-    text
+fn reward_distribution(comparison: &Comparison, column: &Column) -> Value {
+    let bins = comparison.bins.iter().zip(&column.reward_counts);
+    let bins = bins.map(|(bin, count)| json!({ "low": bin.low, "high": bin.high, "count": count }));
+    json!({ "bins": bins.collect::<Vec<_>>(), "none": column.num_unscored })
+}
+
+fn answers(column: &Column) -> Value {
+    let common = column.answers.common.iter().map(|(answer, count)| json!({ "answer": answer, "count": count }));
+    json!({
+        "common": common.collect::<Vec<_>>(),
+        "different": column.answers.num_distinct,
+        "none": column.answers.num_none,
+    })
 }

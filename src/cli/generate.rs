@@ -2,6 +2,7 @@
 
 use super::sampling::SamplingArgs;
 use super::{Failure, print};
+use candlewick::config::RunConfig;
 use candlewick::recipe::{GenerateOptions, generate};
 use clap::Args;
 use std::process::ExitCode;
@@ -31,7 +32,7 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode, Failure> {
             broken = print(text).err();
         }
     };
-    let settings = args.sampling.settings(&args.model);
+    let settings = args.sampling.settings(&args.model, RunConfig::default());
     candlewick::device::join_threads(settings.threads)?;
     generate(&settings, &options, &mut show)?;
     match broken {

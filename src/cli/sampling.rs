@@ -22,15 +22,15 @@ pub struct SamplingArgs {
     /// Make tokens that occurred already less likely; 1 is off.
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
     repetition_penalty: f64,
-    /// Longest completion, in tokens.
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    max_completion_length: usize,
+    /// Longest completion, in tokens, 1 or more [default: 512].
+    #[arg(long, value_name = "N")]
+    max_completion_length: Option<usize>,
     /// A text that ends a completion. May be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Names every random draw.
-    #[arg(long, value_name = "N", default_value_t = 42)]
-    seed: u64,
+    /// Names every random draw [default: 42].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// A system message in front of the prompt; it goes through the chat template.
     #[arg(long = "system", value_name = "TEXT")]
     system_prompt: Option<String>,
@@ -40,9 +40,9 @@ pub struct SamplingArgs {
     /// Branch, tag or commit of a Hub id.
     #[arg(long, value_name = "REV")]
     revision: Option<String>,
-    /// auto, cpu or cuda.
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = device)]
-    device: DeviceKind,
+    /// auto, cpu or cuda [default: auto].
+    #[arg(long, value_name = "NAME", value_parser = device)]
+    device: Option<DeviceKind>,
     /// CPU threads.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -83,8 +83,9 @@ fn unit(text: &str) -> Result<f64, String> {
 }
 
 impl SamplingArgs {
-    /// The arguments as settings of `model`.
-    pub fn settings(&self, model: &str) -> RunConfig {
+    /// The arguments as settings of `model`; what they leave open is as in `base`. How tokens are drawn is said by the
+    /// arguments alone, since training samples in another way than a finished model is used.
+    pub fn settings(&self, model: &str, base: RunConfig) -> RunConfig {
         RunConfig {
             model: model.to_owned(),
             temperature: self.temperature,
@@ -92,18 +93,18 @@ impl SamplingArgs {
             top_k: self.top_k,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
-            max_completion_length: self.max_completion_length.max(1),
+            max_completion_length: self.max_completion_length.unwrap_or(base.max_completion_length).max(1),
             // Prompts are bounded by the model's context alone.
             max_prompt_length: usize::MAX,
-            stop: self.stop.clone(),
-            seed: self.seed,
-            system_prompt: self.system_prompt.clone(),
-            chat_template: self.chat_template.clone(),
+            stop: if self.stop.is_empty() { base.stop } else { self.stop.clone() },
+            seed: self.seed.unwrap_or(base.seed),
+            system_prompt: self.system_prompt.clone().or(base.system_prompt),
+            chat_template: self.chat_template.clone().or(base.chat_template),
             revision: self.revision.clone(),
-            device: self.device,
-            threads: self.threads.map(usize::from),
-            offline: self.offline,
-            ..RunConfig::default()
+            device: self.device.unwrap_or(base.device),
+            threads: self.threads.map(usize::from).or(base.threads),
+            offline: self.offline || base.offline,
+            ..base
         }
     }
 }

@@ -1,13 +1,20 @@
 //! Evaluation: what samples of a model on a data set amount to, and the files that hold them.
 //!
-//! [`run_eval`] samples and grades, [`compute_figures`] is a pure function of the [`EvalSample`]s, [`write_results`]
-//! writes files in the shape of lm-evaluation-harness, so that its readers and the Hub's take them. Models and data are
-//! loaded elsewhere (`recipe`), and nothing is printed.
+//! [`run_eval`] samples and grades, [`compute_figures`] is a pure function of the [`EvalSample`]s, [`compare`] puts the
+//! figures and distributions of several models side by side, [`write_results`] writes files in the shape of
+//! lm-evaluation-harness, so that its readers and the Hub's take them. Models and data are loaded elsewhere (`recipe`),
+//! and nothing is printed.
 
+mod compare;
+mod distribution;
 mod figures;
 mod results;
 mod run;
 
+pub use compare::{Column, CompareOptions, Comparison, Evaluated, ShownCompletion, ShownPrompt, compare};
+pub use distribution::{
+    AnswerCounts, Bin, TextStatistics, count_answers, count_rewards, labels, reward_bins, text_statistics,
+};
 pub use figures::{Estimate, EvalFigures, compute_figures, pass_at_k, pass_hat_k};
 pub use results::{EvalRun, ResultPaths, SampleRow, results_json, sample_rows, write_results};
 pub use run::{EvalConfig, EvalError, Grader, run_eval, summarize};

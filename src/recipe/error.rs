@@ -39,6 +39,9 @@ pub enum RecipeError {
     /// The model has no chat template and one is needed.
     #[error("{} has no chat template", folder.display())]
     NoChatTemplate { folder: PathBuf },
+    /// One of several models could not be evaluated.
+    #[error("{model}: {source}")]
+    OfModel { model: String, source: Box<RecipeError> },
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -85,6 +88,7 @@ impl RecipeError {
             Self::Telemetry(error) => Some(error),
             Self::Text(error) => Some(error),
             Self::Train(error) => Some(error),
+            Self::OfModel { source, .. } => Some(source.as_ref()),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use super::RecipeError;
 use super::parts::{PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
 use crate::config::RunConfig;
 use crate::data::RowKind;
+use crate::error::{Diagnose, Exit};
 use crate::eval::{
     EvalConfig, EvalFigures, EvalRun, EvalSample, ResultPaths, compute_figures, run_eval, sample_rows, write_results,
 };
@@ -38,6 +39,34 @@ pub struct Evaluation {
     pub samples: Vec<EvalSample>,
     /// The result files, where an output folder was given.
     pub files: Option<ResultPaths>,
+}
+
+/// Evaluates several models with the same settings, one after the other, on the same rows with the same draws. The
+/// files of all are looked at before the first completion is sampled.
+///
+/// # Errors
+/// As [`evaluate`]; of several models, the one at fault is named.
+pub fn evaluate_models(
+    settings: &RunConfig,
+    models: &[String],
+    options: &EvaluateOptions,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Evaluation>, RecipeError> {
+    let named = |model: &str, source: RecipeError| {
+        if models.len() == 1 || source.exit() == Exit::Data {
+            return source;
+        }
+        RecipeError::OfModel { model: model.to_owned(), source: Box::new(source) }
+    };
+    for model in models {
+        let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+        load_model(model, revision, settings.offline, template).map_err(|error| named(model, error))?;
+    }
+    let mut evaluate_one = |model: &String| {
+        let settings = RunConfig { model: model.clone(), ..settings.clone() };
+        evaluate(&settings, options, observer).map_err(|error| named(model, error))
+    };
+    models.iter().map(&mut evaluate_one).collect()
 }
 
 /// Samples completions for every row and grades them.

@@ -1,6 +1,7 @@
 //! From settings to parts: the only place that wires the types together.
 //!
-//! [`train()`] is a whole run, [`evaluate()`] and [`generate()`] use a finished model, [`plan()`] says what a run would
+//! [`train()`] is a whole run, [`evaluate()`], [`evaluate_models()`] and [`generate()`]
+//! use finished models, [`plan()`] says what a run would
 //! do. What the command line can do, a library user can do through these functions, and with rewards of their own. What
 //! the parts do is not decided here.
 
@@ -12,7 +13,7 @@ mod plan;
 mod train;
 
 pub use error::RecipeError;
-pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
+pub use evaluate::{EvaluateOptions, Evaluation, evaluate, evaluate_models};
 pub use generate::{GenerateOptions, generate};
 pub use parts::{LoadedModel, PromptLimit, load_model};
 pub use plan::{Plan, plan};
