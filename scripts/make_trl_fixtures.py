@@ -2,26 +2,32 @@
 
 Pinned versions: torch 2.15.0, transformers 5.23.0, trl 1.16.0 (numpy as they bring it). From the repository root:
 
-    OMP_NUM_THREADS=1 python scripts/make_trl_fixtures.py
+    OMP_NUM_THREADS=1 python scripts/make_trl_fixtures.py [objective variants advantages preference optimizer]
 
 The loss is TRL's own `GRPOTrainer._compute_loss`, called on a stand-in object whose model forward is replaced by a
-leaf tensor of per-token log-probs in float64, so that autograd gives the gradient with respect to them. The advantages
-are the lines of `GRPOTrainer._generate_and_score_completions` that compute them, cut out of TRL's source and run.
+leaf tensor of per-token log-probs in float64, so that autograd gives the gradient with respect to them; that of RLOO is
+`RLOOTrainer._compute_loss`, that of DPO `DPOTrainer._compute_loss`. The advantages are the lines of
+`_generate_and_score_completions` that compute them, cut out of TRL's source and run.
+
+What TRL does not have is written out here in torch and differentiated by autograd: the plain policy gradient, k2 and the
+squared KL of whole completions, ReMax, REINFORCE++, RAFT, process supervision, smoothed labels with normalised lengths.
 """
 
-import inspect
 import json
-import textwrap
+import sys
 from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 import torch
 from transformers import get_scheduler
-from trl.trainer import grpo_trainer
+from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from trl_advantages import make_advantages
 
 PINNED = {"torch": "2.15.0", "transformers": "5.23.0", "trl": "1.16.0"}
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "trl"
@@ -35,29 +41,45 @@ class StandInAccelerator:
 
     num_processes = 1
     sync_gradients = True
+    device = "cpu"
 
     def gather(self, x):
         return x
 
     gather_for_metrics = gather
 
+    def pad_across_processes(self, x, dim, pad_index):
+        return x
+
     def reduce(self, x, reduction="sum"):
         return x
 
 
-def stand_in(logprobs, settings, micro_batches):
-    """The attributes of a GRPOTrainer that `_compute_loss` reads."""
-    return SimpleNamespace(
-        _get_per_token_logps_and_entropies=lambda *a, **k: (logprobs, torch.zeros_like(logprobs), None),
+# What a case of objective.json leaves alone.
+PLAIN = dict(
+    importance_sampling_level="token", use_bias_correction_kl=False, top_entropy_quantile=1.0, entropy_coef=0.0,
+    sapo_temperature_pos=1.0, sapo_temperature_neg=1.05,
+)
+# "reinforce" sums a row's tokens and takes the mean over rows, which is what TRL's luspo does.
+TRL_LOSS_TYPES = {"reinforce": "luspo"}
+
+
+def stand_in(logprobs, entropies, settings, micro_batches):
+    """The attributes of a GRPOTrainer or RLOOTrainer that `_compute_loss` reads."""
+    settings = PLAIN | settings
+    trainer = SimpleNamespace(
+        _get_per_token_logps_and_entropies=lambda *a, **k: (logprobs, entropies, None),
         aux_loss_enabled=False,
-        top_entropy_quantile=1.0,
+        top_entropy_quantile=settings["top_entropy_quantile"],
         off_policy_mask_threshold=None,
-        importance_sampling_level="token",
+        importance_sampling_level=settings["importance_sampling_level"],
         beta=settings["beta"],
         args=SimpleNamespace(
-            use_bias_correction_kl=False, delta=settings["delta"], steps_per_generation=micro_batches
+            use_bias_correction_kl=settings["use_bias_correction_kl"], delta=settings["delta"],
+            sapo_temperature_pos=settings["sapo_temperature_pos"],
+            sapo_temperature_neg=settings["sapo_temperature_neg"], steps_per_generation=micro_batches,
         ),
-        loss_type=settings["loss_type"],
+        loss_type=TRL_LOSS_TYPES.get(settings["loss_type"], settings["loss_type"]),
         epsilon_low=settings["epsilon"],
         epsilon_high=settings["epsilon_high"],
         use_vllm=False,
@@ -65,14 +87,18 @@ def stand_in(logprobs, settings, micro_batches):
         current_gradient_accumulation_steps=micro_batches,
         max_completion_length=MAX_COMPLETION_LENGTH,
         accelerator=StandInAccelerator(),
-        _entropy_bonus_enabled=False,
+        _entropy_bonus_enabled=settings["entropy_coef"] != 0.0,
+        use_adaptive_entropy=False,
+        entropy_coef=settings["entropy_coef"],
         _metrics={"train": defaultdict(list)},
     )
+    trainer.get_high_entropy_mask = MethodType(GRPOTrainer.get_high_entropy_mask, trainer)
+    return trainer
 
 
-def make_inputs():
+def make_inputs(seed=0):
     """Ragged rows with ratios inside, below and above every clip bound, a zero advantage and an untouched row."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     rows = len(LENGTHS)
     logprobs = -rng.exponential(1.0, (rows, MAX_COMPLETION_LENGTH))
     log_ratio = rng.choice([-0.7, -0.25, -0.05, 0.0, 0.03, 0.22, 0.3, 0.6], (rows, MAX_COMPLETION_LENGTH))
@@ -87,31 +113,90 @@ def make_inputs():
     ).items()}
 
 
-def run_loss(inputs, settings):
-    """TRL's loss summed over the micro-batches of one optimizer step, and its gradient."""
+def row_mask(inputs, settings):
     mask = inputs["mask"].clone()
     if settings["mask_truncated"]:
         mask[torch.tensor(TRUNCATED)] = 0.0
+    return mask
+
+
+def run_loss(inputs, settings):
+    """TRL's loss summed over the micro-batches of one optimizer step, and its gradient."""
+    mask = row_mask(inputs, settings)
     leaf = inputs["logprobs"].clone().requires_grad_(True)
+    entropies = inputs.get("entropies", torch.zeros_like(leaf)).clone().requires_grad_(True)
     rows, micro_batches = leaf.shape[0], settings["micro_batches"]
+    is_rloo = settings.get("importance_sampling_level") == "sequence_sum"
     total, metrics = 0.0, None
     for part in torch.arange(rows).chunk(micro_batches):
-        trainer = stand_in(leaf[part], settings, micro_batches)
+        trainer = stand_in(leaf[part], entropies[part], settings, micro_batches)
         ids = torch.zeros_like(mask[part], dtype=torch.long)
         batch = {
             "prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1], "completion_ids": ids, "completion_mask": mask[part],
-            "advantages": inputs["advantages"][part], "ref_per_token_logps": inputs["reference"][part],
+            "advantages": token_advantages(inputs, settings)[part], "ref_per_token_logps": inputs["reference"][part],
             "num_items_in_batch": mask.sum(),
         }
         if settings["off_policy"]:
             batch["old_per_token_logps"] = inputs["old"][part]
-        total = total + GRPOTrainer._compute_loss(trainer, None, batch)
-        metrics = {name: values[-1] for name, values in trainer._metrics["train"].items() if name != "entropy"}
-    (grad,) = torch.autograd.grad(total, leaf)
+        if is_rloo:
+            batch["old_logps"] = ((inputs["old"] if settings["off_policy"] else inputs["logprobs"]) * mask)[part].sum(1)
+            total = total + RLOOTrainer._compute_loss(trainer, None, batch) / micro_batches
+        else:
+            total = total + GRPOTrainer._compute_loss(trainer, None, batch)
+        metrics = {
+            name: values[-1] for name, values in trainer._metrics["train"].items()
+            if name.startswith(("clip_ratio", "cispo_clip_ratio")) or name == "kl"
+        }
+    grad, entropy_grad = torch.autograd.grad(total, [leaf, entropies], allow_unused=True)
     case = dict(settings, loss=total.item(), grad=flat(grad))
+    if settings.get("entropy_coef"):
+        case["entropy_grad"] = flat(entropy_grad)
     if micro_batches == 1:  # TRL averages the metrics of micro-batches; only one of them is a figure of the step
         case["metrics"] = metrics
     return case
+
+
+def token_advantages(inputs, settings):
+    """The advantages as TRL takes them: one a row, or one a token where they differ within a row."""
+    advantages = inputs["advantages"]
+    gamma, supervised = settings.get("gamma", 1.0), settings.get("process", False)
+    if gamma == 1.0 and not supervised:
+        return advantages
+    after = torch.tensor(LENGTHS)[:, None] - 1 - torch.arange(MAX_COMPLETION_LENGTH)[None]
+    discounted = advantages[:, None] * gamma ** after.clamp(min=0).double()
+    return discounted + inputs["token_advantages"] if supervised else discounted
+
+
+def run_plain(inputs, settings):
+    """A loss that TRL does not have, written out: one micro-batch, or denominators that do not ask for their number."""
+    mask = row_mask(inputs, settings)
+    leaf = inputs["logprobs"].clone().requires_grad_(True)
+    old = inputs["old"] if settings["off_policy"] else leaf.detach()
+    advantages = token_advantages(inputs, settings)
+    advantages = advantages[:, None] if advantages.dim() == 1 else advantages
+    if settings["importance_sampling_level"] == "none":
+        terms = -advantages * leaf
+    else:
+        ratio = (leaf - old).exp()
+        clipped = ratio.clamp(1 - settings["epsilon"], 1 + settings["epsilon_high"])
+        terms = -torch.min(ratio * advantages, clipped * advantages)
+    gap = leaf - inputs["reference"]
+    if settings["kl_estimator"] == "k2":
+        terms = terms + settings["beta"] * gap ** 2 / 2
+    elif settings["kl_estimator"] == "k3":
+        terms = terms + settings["beta"] * ((-gap).exp() + gap - 1)
+    terms = terms * mask
+    total = {
+        "grpo": lambda: (terms.sum(1) / mask.sum(1).clamp(min=1)).mean(),
+        "bnpo": lambda: terms.sum() / mask.sum(),
+        "dr_grpo": lambda: terms.sum() / (len(LENGTHS) * MAX_COMPLETION_LENGTH),
+        "dapo": lambda: terms.sum() / mask.sum(),
+        "reinforce": lambda: terms.sum(1).mean(),
+    }[settings["loss_type"]]()
+    if settings["kl_estimator"] == "sequence_squared":
+        total = total + settings["beta"] * ((gap * mask).sum(1) ** 2).mean()
+    (grad,) = torch.autograd.grad(total, leaf)
+    return dict(settings, loss=total.item(), grad=flat(grad))
 
 
 def flat(x):
@@ -139,42 +224,137 @@ def make_objective():
     }
 
 
-def advantage_lines():
-    """TRL's lines from the weighted sum of the rewards to the advantages."""
-    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
-    start = source.index("        unscorable_mask = ")
-    end = source.index("        # Slice to keep only the local part of the data")
-    return compile(textwrap.dedent(source[start:end]), "trl advantages", "exec")
-
-
-def make_advantages():
-    code = advantage_lines()
-    nan = float("nan")
-    reward_sets = [
-        [1, 0, 0, 1, 0.5, 0.5, 0.5, 0.5, -2, 3, 0.25, 7],
-        [1, nan, 0, 1, nan, nan, nan, nan, -2, 3, nan, 7],
-        [0.1, 0.1, 0.1, 0.1, 1, 1, 1, 1.0001, nan, nan, nan, 4],
+def make_variants():
+    """The objectives beyond GRPO's own, and the options that change its terms."""
+    inputs = make_inputs(600)  # the ratios of whole rows, too, lie on both sides of every bound
+    rng = np.random.default_rng(1)
+    shape = inputs["logprobs"].shape
+    # TRL takes the quantile in f32: entropies that are f32 values keep the comparison exact.
+    inputs["entropies"] = torch.tensor(rng.exponential(1.0, shape).astype(np.float32).astype(np.float64))
+    inputs["token_advantages"] = torch.tensor(rng.standard_normal(shape))
+    base = PLAIN | dict(
+        loss_type="dapo", beta=0.0, epsilon=0.2, epsilon_high=0.2, delta=None, kl_estimator="k3", micro_batches=1,
+        mask_truncated=False, off_policy=True, gamma=1.0, process=False,
+    )
+    clipped = ["grpo", "bnpo", "dr_grpo", "dapo", "reinforce"]
+    changes = []
+    for level in ["token", "sequence"]:
+        for loss_type in ["cispo", "sapo", "reinforce"] + (clipped[:4] if level == "sequence" else []):
+            bounds = dict(epsilon=0.05, epsilon_high=0.03) if level == "sequence" else {}
+            bounds = dict(epsilon_high=1.02 if level == "sequence" else 1.25) if loss_type == "cispo" else bounds
+            this = dict(loss_type=loss_type, importance_sampling_level=level, **bounds)
+            delta = dict(delta=1.1 if level == "sequence" else 1.5) if loss_type in clipped else {}
+            changes += [
+                this,
+                this | delta | dict(beta=0.3, use_bias_correction_kl=True, mask_truncated=True),
+                this | delta | dict(beta=0.04, micro_batches=2, mask_truncated=True),
+            ]
+    for loss_type in clipped[:4]:
+        this = dict(loss_type=loss_type, beta=0.5, use_bias_correction_kl=True)
+        changes += [this, this | dict(off_policy=False), this | dict(micro_batches=4, mask_truncated=True)]
+    changes += [dict(loss_type="sapo", sapo_temperature_pos=2.0, sapo_temperature_neg=0.5)]
+    for loss_type, rho in [("dapo", 0.2), ("dapo", 0.5), ("grpo", 0.9), ("dr_grpo", 0.01), ("cispo", 0.2)]:
+        changes += [dict(
+            loss_type=loss_type, top_entropy_quantile=rho, beta=0.1, mask_truncated=True,
+            epsilon_high=1.25 if loss_type == "cispo" else 0.2,
+        )]
+    changes += [dict(loss_type=loss_type, entropy_coef=coef, mask_truncated=True) for loss_type, coef in
+                [("dapo", 0.01), ("grpo", 0.3), ("reinforce", -0.1)]]
+    for loss_type in ["dapo", "grpo"]:
+        changes += [dict(loss_type=loss_type, gamma=0.9), dict(loss_type=loss_type, process=True, beta=0.04)]
+        changes += [dict(loss_type=loss_type, gamma=0.9, process=True, importance_sampling_level="sequence")]
+    rloo = dict(loss_type="grpo", importance_sampling_level="sequence_sum")
+    changes += [rloo, rloo | dict(off_policy=False), rloo | dict(micro_batches=4, epsilon=0.5, epsilon_high=0.9)]
+    plain = [
+        dict(loss_type=loss_type, importance_sampling_level="none", mask_truncated=mask, **kl)
+        for loss_type, mask, kl in [
+            ("dapo", True, {}), ("grpo", False, dict(beta=0.04)), ("reinforce", False, dict(gamma=0.9)),
+            ("reinforce", True, dict(beta=0.3, kl_estimator="k2")),
+            ("dr_grpo", False, dict(beta=0.1, kl_estimator="sequence_squared")),
+        ]
     ]
-    cases = []
-    for rewards in reward_sets:
-        for num_generations in [2, 4, 6]:
-            for scale in ["group", "batch", "none"]:
-                scope = dict(
-                    vars(grpo_trainer), device="cpu", num_generations=num_generations,
-                    rewards_per_func=torch.tensor(rewards, dtype=torch.float64)[:, None],
-                    self=SimpleNamespace(
-                        multi_objective_aggregation="sum_then_normalize", scale_rewards=scale,
-                        reward_weights=torch.ones(1, dtype=torch.float64),
-                    ),
-                )
-                exec(code, scope)
-                cases.append({
-                    "rewards": [None if r != r else r for r in rewards], "num_generations": num_generations,
-                    "scale_rewards": scale, "advantages": scope["advantages"].tolist(),
-                    "reward": torch.nanmean(scope["rewards"]).item(),
-                    "reward_std": grpo_trainer.nanstd(scope["rewards"]).item(),
-                })
-    return {"cases": cases}
+    plain += [dict(loss_type=loss_type, beta=beta, kl_estimator=kl, mask_truncated=mask)
+              for loss_type, beta, kl, mask in [
+                  ("dapo", 0.04, "k2", True), ("grpo", 0.5, "k2", False), ("bnpo", 0.3, "k2", True),
+                  ("dapo", 0.04, "sequence_squared", True), ("grpo", 0.5, "sequence_squared", False),
+                  ("reinforce", 0.3, "sequence_squared", True),
+              ]]
+    torch.set_default_dtype(torch.float64)  # TRL turns the temperatures of SAPO into a tensor of this type
+    cases = [run_loss(inputs, base | change) for change in changes]
+    torch.set_default_dtype(torch.float32)
+    cases += [run_plain(inputs, base | change) for change in plain]
+    return {
+        "max_completion_length": MAX_COMPLETION_LENGTH, "lengths": LENGTHS, "truncated": TRUNCATED,
+        "logprobs": flat(inputs["logprobs"]), "old_logprobs": flat(inputs["old"]),
+        "ref_logprobs": flat(inputs["reference"]), "entropies": flat(inputs["entropies"]),
+        "advantages": inputs["advantages"].tolist(), "token_advantages": flat(inputs["token_advantages"]),
+        # What is as in `base` is left out.
+        "cases": [{k: v for k, v in case.items() if k in ("loss_type", "loss", "grad") or k not in base or v != base[k]}
+                  for case in cases],
+    }
+
+
+def run_preference(inputs, settings):
+    """TRL's loss of a step of pairs, and its gradient."""
+    leaf, lengths = inputs["logprobs"].clone().requires_grad_(True), torch.tensor(inputs["lengths"])
+    mask = (torch.arange(leaf.shape[1])[None] < lengths[:, None]).double()
+    pairs = len(lengths) // 2
+
+    def trl_loss(kind, which):
+        rows = torch.cat([2 * which, 2 * which + 1])  # TRL's batch has all chosen completions first
+        outputs = SimpleNamespace(
+            log_probs=(leaf * mask)[rows], entropy=mask[rows], mean_logits=mask[rows], is_top1=mask[rows] > 0)
+        trainer = SimpleNamespace(
+            model=SimpleNamespace(training=True), accelerator=StandInAccelerator(), aux_loss_enabled=False,
+            ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl", use_weighting=False,
+            loss_types=[kind], loss_weights=[1.0], beta=settings["beta"], _total_train_tokens=0, _tp_size=1,
+            label_smoothing=settings["label_smoothing"], _metrics={"train": defaultdict(list)},
+        )
+        with_prompt = torch.cat([torch.zeros(len(rows), 1), mask[rows]], 1)
+        reference = (inputs["reference"] * mask)[rows].sum(1)
+        batch = {
+            "input_ids": torch.zeros_like(with_prompt, dtype=torch.long), "attention_mask": with_prompt,
+            "completion_mask": with_prompt, "ref_chosen_logps": reference[: len(which)],
+            "ref_rejected_logps": reference[len(which) :],
+        }
+        return DPOTrainer._compute_loss(trainer, lambda **k: outputs, batch, False), trainer._metrics["train"]
+
+    total, metrics = trl_loss(settings["loss_type"], torch.arange(pairs))
+    if settings["label_smoothing"] and settings["loss_type"] == "sigmoid":
+        # TRL smooths the labels in `aot`, which for a single pair is the smoothed sigmoid loss.
+        total = sum(trl_loss("aot", torch.tensor([pair]))[0] for pair in range(pairs)) / pairs
+    elif settings["label_smoothing"]:
+        means = ((leaf - inputs["reference"]) * mask).sum(1) / mask.sum(1)
+        x, eps = settings["beta"] * (means[0::2] - means[1::2]), settings["label_smoothing"]
+        total = -((1 - eps) * x.sigmoid().log() + eps * (-x).sigmoid().log()).mean()
+    (grad,) = torch.autograd.grad(total, leaf)
+    names = ["rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"]
+    return dict(
+        settings, loss=total.item(), metrics={name: metrics[name][-1] for name in names},
+        grad=[value for row, length in zip(grad.tolist(), inputs["lengths"]) for value in row[:length]],
+    )
+
+
+def make_preference():
+    rng = np.random.default_rng(4)
+    lengths = [4, 2, 1, 6, 3, 3, 5, 1]
+    logprobs = -rng.exponential(1.0, (len(lengths), 6))
+    inputs = {
+        "lengths": lengths, "logprobs": torch.tensor(logprobs),
+        "reference": torch.tensor(logprobs + rng.standard_normal(logprobs.shape)),
+    }
+    cases = [
+        run_preference(inputs, {"loss_type": loss_type, "beta": beta, "label_smoothing": 0.0})
+        for loss_type in ["sigmoid", "hinge", "ipo", "sigmoid_norm"] for beta in [0.1, 0.5, 2.0]
+    ] + [
+        run_preference(inputs, {"loss_type": loss_type, "beta": 0.5, "label_smoothing": smoothing})
+        for loss_type in ["sigmoid", "sigmoid_norm"] for smoothing in [0.1, 0.3]
+    ]
+    tokens = lambda x: [value for row, length in zip(x.tolist(), lengths) for value in row[:length]]
+    return {
+        "lengths": lengths, "logprobs": tokens(inputs["logprobs"]), "ref_logprobs": tokens(inputs["reference"]),
+        "cases": cases,
+    }
 
 
 def f32(x):
@@ -230,7 +410,12 @@ def main():
         if version(package).split("+")[0] != pinned:
             raise SystemExit(f"{package} {version(package)} is installed; the fixtures are made with {pinned}")
     OUT.mkdir(parents=True, exist_ok=True)
-    for name, make in [("objective", make_objective), ("advantages", make_advantages), ("optimizer", make_optimizer)]:
+    fixtures = {
+        "objective": make_objective, "variants": make_variants, "advantages": make_advantages,
+        "preference": make_preference, "optimizer": make_optimizer,
+    }
+    for name in sys.argv[1:] or fixtures:
+        make = fixtures[name]
         path = OUT / f"{name}.json"
         path.write_text(json.dumps(dict(versions=PINNED, **make()), separators=(",", ":")) + "\n")
         print(path.relative_to(OUT.parent.parent.parent), path.stat().st_size, "bytes")

@@ -35,7 +35,7 @@ pub enum AdvantageEstimator {
     /// The mean of the others of its group: `R_i - (sum - R_i) / (G - 1)` (RLOO, arXiv:2402.14740). A row that is the
     /// only scored one of its group has advantage 0.
     LeaveOneOut,
-    /// The reward of the greedy completion of the same prompt (ReMax, arXiv:2310.10505). A prompt whose greedy
+    /// The reward of the greedy completion of the same prompt (`ReMax`, arXiv:2310.10505). A prompt whose greedy
     /// completion has no score gives advantage 0: there is nothing to compare with.
     Greedy,
     /// The mean of its group, and the difference is divided by the standard deviation of these differences over the
@@ -185,18 +185,18 @@ fn find_best(group: &[Option<f64>], min_reward: Option<f64>) -> Option<usize> {
 }
 
 /// Mean and Bessel-corrected standard deviation of the values that there are.
-pub(super) fn compute_stats(values: impl Iterator<Item = Option<f64>> + Clone) -> GroupStats {
-    let scored = || values.clone().flatten();
-    let num_scored = scored().count();
-    let Some(first) = scored().next() else {
+pub(super) fn compute_stats(values: impl IntoIterator<Item = Option<f64>>) -> GroupStats {
+    let scored: Vec<f64> = values.into_iter().flatten().collect();
+    let num_scored = scored.len();
+    let Some(first) = scored.first() else {
         return GroupStats { mean: f64::NAN, std: 0.0, num_scored };
     };
     // Bitwise equal rewards: the rounding of sum / count must not turn them into tiny advantages.
-    if scored().all(|reward| reward.to_bits() == first.to_bits()) {
-        return GroupStats { mean: first, std: 0.0, num_scored };
+    if scored.iter().all(|reward| reward.to_bits() == first.to_bits()) {
+        return GroupStats { mean: *first, std: 0.0, num_scored };
     }
-    let mean = scored().sum::<f64>() / num_scored as f64;
-    let squares: f64 = scored().map(|reward| (reward - mean).powi(2)).sum();
+    let mean = scored.iter().sum::<f64>() / num_scored as f64;
+    let squares: f64 = scored.iter().map(|reward| (reward - mean).powi(2)).sum();
     GroupStats { mean, std: (squares / (num_scored - 1) as f64).sqrt(), num_scored }
 }
 
@@ -332,9 +332,11 @@ mod tests {
         #[test]
         fn advantages_of_a_group_sum_to_zero(
             rewards in prop::collection::vec(prop::option::weighted(0.9, -10.0f64..10.0), 24),
-            scale in prop::sample::select(vec![ScaleRewards::Group, ScaleRewards::Batch, ScaleRewards::None]),
+            estimator in prop::sample::select(vec![
+                Group(ScaleRewards::Group), Group(ScaleRewards::Batch), Group(ScaleRewards::None), LeaveOneOut, Whitened,
+            ]),
         ) {
-            let step = compute_advantages(&rewards, 6, Group(scale), None).unwrap();
+            let step = compute_advantages(&rewards, 6, estimator, None).unwrap();
             for group in step.advantages.chunks(6) {
                 let size: f64 = group.iter().map(|a| a.abs()).sum();
                 prop_assert!(group.iter().sum::<f64>().abs() <= 1e-9 * size.max(1.0));

@@ -231,9 +231,9 @@ impl Sums<'_> {
             let penalty = self.penalty(t, log_ratio);
             let [value, mut slope, ratio_slope] = std::array::from_fn(|at| policy[at] + penalty[at]);
             if of_row.is_some() {
-                row_slope += ratio_slope
+                row_slope += ratio_slope;
             } else {
-                slope += ratio_slope
+                slope += ratio_slope;
             }
             row_loss += value;
             self.grad[t] = slope * weight;
@@ -279,8 +279,7 @@ impl Sums<'_> {
         };
         self.stats.kl_sum += kl;
         self.stats.kl_count += 1;
-        let beta = if config.penalises() { config.beta } else { 0.0 };
-        if beta > 0.0 { [kl, slope, ratio_slope].map(|x| beta * x) } else { [0.0; 3] }
+        if config.penalises() { [kl, slope, ratio_slope].map(|x| config.beta * x) } else { [0.0; 3] }
     }
 
     /// Adds the squared KL of the row, with the weight `1 / rows of the step`.
@@ -342,3 +341,7 @@ fn check_batch(batch: &TokenBatch, config: &ObjectiveConfig) -> Result<(), Algor
 #[cfg(test)]
 #[path = "objective_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "mean_gradient_tests.rs"]
+mod mean_gradient_tests;

@@ -16,11 +16,11 @@ use super::{AlgorithmError, Objective, ObjectiveStats, check_length, check_range
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DpoLossType {
-    /// `-(1 - eps) log sigmoid(x) - eps log sigmoid(-x)`, `x = beta (c - r)` (arXiv:2305.18290 eq. 7; with label
-    /// smoothing the conservative form, arXiv:2305.18290 with noisy labels).
+    /// `-(1 - eps) log sigmoid(x) - eps log sigmoid(-x)`, `x = beta (c - r)` (arXiv:2305.18290 eq. 7; with smoothed
+    /// labels the conservative form of ericmitchell.ai/cdpo.pdf).
     #[default]
     Sigmoid,
-    /// `max(0, 1 - beta (c - r))` (SLiC, arXiv:2305.10425; RSO, arXiv:2309.06657).
+    /// `max(0, 1 - beta (c - r))` (RSO, arXiv:2309.06657).
     Hinge,
     /// `(c / n_c - r / n_r - 1 / (2 beta))^2` (IPO, arXiv:2310.12036 eq. 17, a mean over tokens as its authors advise).
     Ipo,
@@ -185,4 +185,75 @@ fn softplus(x: f64) -> f64 {
 /// `1 / (1 + e^-x)`.
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOSS_TYPES: [DpoLossType; 4] =
+        [DpoLossType::Sigmoid, DpoLossType::Hinge, DpoLossType::Ipo, DpoLossType::SigmoidNorm];
+    const LOGPROBS: [f64; 9] = [-0.5, -1.0, -2.5, -0.1, -3.0, -0.7, -1.2, -0.2, -0.9];
+    const REFERENCE: [f64; 9] = [-0.9, -0.2, -2.0, -1.1, -2.0, -0.6, -1.0, -0.8, -0.3];
+
+    /// Two pairs of unequal lengths, one of them with an empty rejected completion, and a token of no row.
+    const ROWS: [Range<usize>; 4] = [0..3, 3..5, 6..9, 6..6];
+
+    fn compute(logprobs: &[f64], config: &DpoConfig) -> (Objective, DpoStats) {
+        let batch = PairBatch { logprobs, ref_logprobs: &REFERENCE, rows: &ROWS };
+        compute_dpo_objective(&batch, config, 3).unwrap()
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let step = 1e-6;
+        for loss_type in LOSS_TYPES {
+            for (beta, label_smoothing) in [(0.1, 0.0), (0.7, 0.2)] {
+                let config = DpoConfig { loss_type, beta, label_smoothing };
+                let grad = compute(&LOGPROBS, &config).0.grad;
+                for (t, slope) in grad.iter().enumerate() {
+                    let loss = |change: f64| {
+                        let mut moved = LOGPROBS;
+                        moved[t] += change;
+                        compute(&moved, &config).0.loss
+                    };
+                    let numeric = (loss(step) - loss(-step)) / (2.0 * step);
+                    assert!((numeric - slope).abs() < 1e-8, "{config:?} token {t}: {numeric} {slope}");
+                }
+                assert_eq!((grad[5], grad[0] != 0.0), (0.0, true));
+            }
+        }
+    }
+
+    #[test]
+    fn a_hinge_is_flat_beyond_its_margin() {
+        let config = DpoConfig { loss_type: DpoLossType::Hinge, beta: 2.0, label_smoothing: 0.0 };
+        let batch = PairBatch { logprobs: &[-1.0, -2.0], ref_logprobs: &[-1.5, -1.5], rows: &[0..1, 1..2] };
+        let (objective, stats) = compute_dpo_objective(&batch, &config, 1).unwrap();
+        assert_eq!((objective.loss, objective.grad), (0.0, vec![0.0; 2]));
+        assert_eq!((stats.accurate, stats.margin_sum, stats.chosen_sum), (1, 2.0, 1.0));
+    }
+
+    #[test]
+    fn large_margins_do_not_overflow_and_nan_is_not_hidden() {
+        for loss_type in LOSS_TYPES {
+            let config = DpoConfig { loss_type, beta: 1.0, label_smoothing: 0.1 };
+            for margin in [1e4, -1e4] {
+                let (value, slope) = compute_pair(margin, &config);
+                assert!(value.is_finite() && slope.is_finite(), "{loss_type:?} {margin}");
+            }
+            assert!(compute_pair(f64::NAN, &config).0.is_nan(), "{loss_type:?}");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_no_pairs_are_refused() {
+        let batch = PairBatch { logprobs: &[-1.0; 3], ref_logprobs: &[-1.0; 3], rows: &[0..1, 1..2, 2..3] };
+        let check = |batch: PairBatch| compute_dpo_objective(&batch, &DpoConfig::default(), 1).unwrap_err();
+        assert_eq!(check(batch), AlgorithmError::Pairs { rows: 3 });
+        let short = AlgorithmError::Length { name: "ref_logprobs", expected: 3, got: 1 };
+        assert_eq!(check(PairBatch { ref_logprobs: &[-1.0], ..batch }), short);
+        let outside = AlgorithmError::Range { row: 1, start: 2, end: 4, tokens: 3 };
+        assert_eq!(check(PairBatch { rows: &[0..1, 2..4], ..batch }), outside);
+    }
 }
