@@ -54,6 +54,27 @@ const WRONG: &[(&str, &str)] = &[
     ("reward_weights", "[[rewards]]\nweight = 0\n"),
     ("no_rewards", "rewards = []\n"),
     ("reward_twice", "[[rewards]]\nname = \"last_integer\"\n\n[[rewards]]\nname = \"last_integer\"\nweight = 2.0\n"),
+    (
+        "reward_names",
+        "[[rewards]]\nname = \"last_intger\"\n\n[[rewards]]\nname = \"style\"\n\n[[rewards]]\nlabel = \" \"\n\n\
+      [[rewards]]\nname = \"uppercase\"\nlabel = \"last_intger\"\n",
+    ),
+    (
+        "reward_keys_of_others",
+        "[[rewards]]\nname = \"uppercase\"\nletter = \"e\"\nwrong_reward = -1\n\n\
+      [[rewards]]\nname = \"regex\"\nletter = \"e\"\n\n[[rewards]]\nname = \"letter_count\"\nletter = \"ee\"\n\n\
+      [[rewards]]\nname = \"soft_overlong\"\n",
+    ),
+    (
+        "reward_keys_out_of_range",
+        "max_completion_length = 8\n[[rewards]]\nname = \"format\"\npattern = \"[0-9\"\n\n\
+      [[rewards]]\nname = \"repetition_penalty\"\nngram_size = 0\nmax_penalty = nan\n\n\
+      [[rewards]]\nname = \"repetition_penalty\"\nlabel = \"second\"\nmax_penalty = 0.5\n\n\
+      [[rewards]]\nname = \"soft_overlong\"\nsoft_punish_cache = 9\n",
+    ),
+    ("reward_types", "[[rewards]]\nname = \"letter_count\"\nletter = 3\nnormalize = 1\nngram_size = -1\n"),
+    ("grader_without_rewards", "algorithm = \"sft\"\nrewards = []\neval_grader = \"reward\"\n"),
+    ("wrong_grader", "eval_grader = \"exact-match\"\n"),
     ("syntax_unclosed", "stop = [\"a\"\nseed = 3\n"),
     ("syntax_yaml", "beta: 0.1\nseed: 3\nshuffle = true\n"),
     ("syntax_python", "shuffle = True\neval_file = None\nbeta = .5\ndevice = cpu\n"),

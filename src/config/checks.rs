@@ -5,6 +5,7 @@
 
 use super::diagnostic::{ConfigError, Diagnostic, Place};
 use super::kinds::{Algorithm, LossType};
+use super::rewards;
 use super::run_config::{Resume, RunConfig};
 use std::path::Path;
 
@@ -16,6 +17,8 @@ const MAX_COMPLETIONS: usize = 1 << 24;
 pub(super) struct Problem {
     /// The settings involved, the one to blame first.
     pub keys: Vec<&'static str>,
+    /// Where inside of the first setting, such as `rewards[0].weight`; blamed where it was set itself.
+    pub spot: Option<String>,
     /// What is wrong, in one sentence.
     pub message: String,
     /// What to do.
@@ -23,11 +26,11 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    fn new(keys: &[&'static str], message: impl Into<String>) -> Self {
-        Self { keys: keys.to_vec(), message: message.into(), help: None }
+    pub(super) fn new(keys: &[&'static str], message: impl Into<String>) -> Self {
+        Self { keys: keys.to_vec(), spot: None, message: message.into(), help: None }
     }
 
-    fn help(mut self, help: impl Into<String>) -> Self {
+    pub(super) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
@@ -41,7 +44,9 @@ impl Problem {
                 help.push(format!("`{key}` is set at {set}"));
             }
         }
-        Diagnostic { message: self.message, place: blamed.map_or(Place::Default, &place), help }
+        let spot = self.spot.map(|spot| place(&spot)).filter(|spot| *spot != Place::Default);
+        let place = spot.unwrap_or_else(|| blamed.map_or(Place::Default, &place));
+        Diagnostic { message: self.message, place, help }
     }
 }
 
@@ -62,7 +67,7 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
     let mut found = missing(config);
     found.extend(out_of_range(config));
     found.extend(contradictions(config));
-    found.extend(rewards(config));
+    found.extend(rewards::problems(config));
     found.extend(trackers(config));
     found.extend(without_effect(config, is_set));
     found
@@ -241,36 +246,6 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
     {
         let message = format!("`resume` names {}, which is a configuration and no checkpoint", path.display());
         found.push(Problem::new(&["resume"], message).help("write `--resume` after the files, or `--resume auto`"));
-    }
-    found
-}
-
-fn rewards(config: &RunConfig) -> Vec<Problem> {
-    let mut found = Vec::new();
-    if config.rewards.is_empty() && config.algorithm == Algorithm::Grpo {
-        let help = "leave it out for the default, or add a `[[rewards]]` table";
-        found.push(Problem::new(&["rewards"], "`rewards` is empty: nothing would be reinforced").help(help));
-    }
-    for (index, reward) in config.rewards.iter().enumerate() {
-        if config.rewards[..index].iter().any(|other| other.name == reward.name) {
-            let message = format!("the reward `{}` is listed twice", reward.name);
-            found.push(Problem::new(&["rewards"], message).help("raise its weight instead"));
-        }
-        let numbers = [
-            ("weight", reward.weight),
-            ("correct_reward", reward.correct_reward),
-            ("wrong_reward", reward.wrong_reward),
-        ];
-        for (key, value) in numbers.into_iter().filter(|(_, value)| !value.is_finite()) {
-            let message = format!("`{key}` of reward {} (`{}`) must be finite, not {value}", index + 1, reward.name);
-            found.push(Problem::new(&["rewards"], message));
-        }
-    }
-    if config.algorithm == Algorithm::Grpo
-        && !config.rewards.is_empty()
-        && config.rewards.iter().all(|reward| reward.weight == 0.0)
-    {
-        found.push(Problem::new(&["rewards"], "every reward has the weight 0: nothing would be reinforced"));
     }
     found
 }

@@ -42,6 +42,18 @@ pub enum Init {
     Random,
 }
 
+/// What counts as right in evaluations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvalGrader {
+    /// A completion that ends in the integer of the answer.
+    LastInteger,
+    /// A completion that is the answer.
+    ExactMatch,
+    /// A completion that the first of the rewards scores above 0.5.
+    Reward,
+}
+
 /// Number format of forward and backward. Master weights are f32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use toml::de::{DeTable, ValueDeserializer};
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 /// Environment variables of this prefix, followed by a setting's name in capitals, set it.
 pub const ENV_PREFIX: &str = "CANDLEWICK_";
@@ -209,6 +209,7 @@ impl Reading {
             match <Value as Deserialize>::deserialize(ValueDeserializer::from(value.clone())) {
                 Ok(plain) => {
                     self.places.insert(key.clone(), (source.place)(&value.span()));
+                    self.add_places_inside(&key, value.get_ref(), source);
                     values.insert(key, plain);
                 }
                 Err(error) => found.push(Diagnostic {
@@ -219,6 +220,17 @@ impl Reading {
             }
         }
         self.layers.push(Layer { name: name.to_owned(), values });
+    }
+
+    /// The places of the keys of a list's tables, as `rewards[0].weight`; those of an earlier layer's list are gone.
+    fn add_places_inside(&mut self, key: &str, value: &DeValue<'_>, source: &Source<'_>) {
+        let head = format!("{key}[");
+        self.places.retain(|key, _| !key.starts_with(&head));
+        for (index, element) in value.as_array().into_iter().flatten().enumerate() {
+            for (inner, value) in element.get_ref().as_table().into_iter().flatten() {
+                self.places.insert(format!("{head}{index}].{}", inner.get_ref()), (source.place)(&value.span()));
+            }
+        }
     }
 
     fn finish(self, must_find_data: bool) -> Result<Resolved, ConfigError> {

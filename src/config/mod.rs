@@ -10,13 +10,14 @@ mod kinds;
 mod layers;
 mod names;
 mod reference;
+mod rewards;
 mod run_config;
 mod schema;
 mod show;
 
 pub use diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
 pub use kinds::{
-    Algorithm, ComputeDtype, DeviceKind, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
+    Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
     ScaleRewards,
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};

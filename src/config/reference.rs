@@ -4,6 +4,7 @@
 //! equal to this by a test.
 
 use super::names::{FOREIGN, Field, REWARD_FIELDS, RUN_FIELDS};
+use super::rewards::KINDS;
 use crate::env::VARIABLES;
 use std::fmt::Write as _;
 
@@ -30,6 +31,13 @@ pub fn reference_page() -> String {
         if field.name == "rewards" {
             page.push_str("\nKeys of a `[[rewards]]` table:\n\n| key | type | meaning |\n|---|---|---|\n");
             REWARD_FIELDS.iter().for_each(|field| write_row(&mut page, field));
+            page.push_str(
+                "\nThe reward functions:\n\n| name | score | keys beside `name`, `label`, `weight` |\n|---|---|---|\n",
+            );
+            for kind in KINDS {
+                let keys = kind.keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+                let _ = writeln!(page, "| `{}` | {} | {keys} |", kind.name, cell(kind.score));
+            }
         }
     }
     page.push_str(

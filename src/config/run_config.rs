@@ -6,7 +6,7 @@
 //! whether the values fit together is checked in `checks.rs`.
 
 use super::kinds::{
-    Algorithm, ComputeDtype, DeviceKind, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
+    Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
     ScaleRewards,
 };
 use serde::{Deserialize, Serialize};
@@ -123,8 +123,7 @@ pub struct RunConfig {
 
     // # Rewards
     /// The reward functions, one `[[rewards]]` table each; a completion's reward is their weighted sum. A file that
-    /// has any replaces the whole list. Default `[{ name = "last_integer", weight = 1.0, correct_reward = 1.0,
-    /// wrong_reward = 0.0 }]`: grades arithmetic.
+    /// has any replaces the whole list. Default `[{ name = "last_integer", weight = 1.0 }]`: grades arithmetic.
     pub rewards: Vec<RewardConfig>,
 
     // # GRPO
@@ -212,6 +211,11 @@ pub struct RunConfig {
     /// Evaluate on the first rows of `eval_file` only, 1 or more. Default none: all rows.
     pub eval_max_rows: Option<usize>,
 
+    /// What counts as right, in `eval_accuracy` and `candlewick eval`: a completion that ends in the integer of the
+    /// answer (`last_integer`), that is the answer (`exact_match`), or that the first of the `rewards` scores above
+    /// 0.5 (`reward`). Default none: `last_integer`, and `reward` where a program brings rewards of its own.
+    pub eval_grader: Option<EvalGrader>,
+
     // # Logs and checkpoints
     /// Optimizer steps between lines of the log where there is no terminal, 1 or more; metrics.jsonl has every step.
     /// Default `1`: steps are long.
@@ -232,23 +236,65 @@ pub struct RunConfig {
     pub run_name: Option<String>,
 }
 
-/// One reward function with its weight.
+/// One reward function with its weight. A key that the function does not read is an error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RewardConfig {
     /// Which reward function. Default `"last_integer"`: the last integer of the completion against the answer's.
     pub name: String,
+    /// Its name in metrics and messages; two rewards of one function need different ones. Default none: `name`.
+    pub label: Option<String>,
     /// Factor of this reward in the sum, any finite number. Default `1.0`: the reward as it is.
     pub weight: f64,
-    /// Score of a right completion, any finite number. Default `1.0`: the mean reward is then the accuracy.
-    pub correct_reward: f64,
-    /// Score of any other completion, any finite number. Default `0.0`: the mean reward is then the accuracy.
-    pub wrong_reward: f64,
+    /// Score of a right completion, any finite number. Default none: 1, so that the mean reward is the accuracy.
+    pub correct_reward: Option<f64>,
+    /// Score of any other completion, any finite number. Default none: 0, so that the mean reward is the accuracy.
+    pub wrong_reward: Option<f64>,
+    /// Regular expression in the syntax of <https://docs.rs/regex>: no look-around, no back-references.
+    /// Default none: `[0-9]+` for `format`; `regex` needs one.
+    pub pattern: Option<String>,
+    /// The character to count; capitals differ. Default none: `letter_count` needs one.
+    pub letter: Option<String>,
+    /// Divide the count by the number of characters, white space included. Default none: `false`, the plain count.
+    pub normalize: Option<bool>,
+    /// Wanted tokens of a completion, an ending EOS counted. Default none: 0, the shorter the better.
+    pub target_length: Option<usize>,
+    /// Tokens of an n-gram, 1 or more. Default none: 3, as TRL.
+    pub ngram_size: Option<usize>,
+    /// Score that a completion of nothing but repetition comes near to, 0 or less. Default none: -1, as TRL.
+    pub max_penalty: Option<f64>,
+    /// Tokens from which on the cost is 1. Default none: `max_completion_length`, where completions are cut.
+    pub max_completion_len: Option<usize>,
+    /// Tokens before `max_completion_len` over which the cost rises, 0 to `max_completion_len`.
+    /// Default none: `soft_overlong` needs it.
+    pub soft_punish_cache: Option<usize>,
 }
 
 impl Default for RewardConfig {
     fn default() -> Self {
-        Self { name: "last_integer".to_owned(), weight: 1.0, correct_reward: 1.0, wrong_reward: 0.0 }
+        Self {
+            name: "last_integer".to_owned(),
+            label: None,
+            weight: 1.0,
+            correct_reward: None,
+            wrong_reward: None,
+            pattern: None,
+            letter: None,
+            normalize: None,
+            target_length: None,
+            ngram_size: None,
+            max_penalty: None,
+            max_completion_len: None,
+            soft_punish_cache: None,
+        }
+    }
+}
+
+impl RewardConfig {
+    /// The name in metrics and messages: the label, else the function's name.
+    #[must_use]
+    pub fn called(&self) -> &str {
+        self.label.as_deref().unwrap_or(&self.name)
     }
 }
 
@@ -316,6 +362,7 @@ impl Default for RunConfig {
             eval_steps: 0,
             eval_on_start: true,
             eval_max_rows: None,
+            eval_grader: None,
             logging_steps: 1,
             log_completions: 8,
             save_steps: 100,

@@ -80,11 +80,13 @@ pub(super) fn toml_value(value: &Value) -> String {
         Value::Array(values) => format!("[{}]", values.iter().map(toml_value).collect::<Vec<_>>().join(", ")),
         Value::Object(entries) if entries.is_empty() => "{}".to_owned(),
         Value::Object(entries) => {
+            // A key without a value is left out: TOML has no null.
+            let given = entries.iter().filter(|(_, value)| !value.is_null());
             let entries: Vec<_> =
-                entries.iter().map(|(key, value)| format!("{} = {}", quoted(key), toml_value(value))).collect();
+                given.map(|(key, value)| format!("{} = {}", quoted(key), toml_value(value))).collect();
             format!("{{ {} }}", entries.join(", "))
         }
-        // Numbers, booleans: TOML and JSON write them alike. TOML has no null; none gets here but from `Option`s.
+        // Numbers, booleans: TOML and JSON write them alike.
         other => other.to_string(),
     }
 }

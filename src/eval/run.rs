@@ -1,15 +1,19 @@
 //! Running a model over a data set: prompts -> completions -> what the graders say. It writes nothing.
 
 use super::{EvalFigures, EvalSample, compute_figures};
+use crate::data::Row;
 use crate::error::{Diagnose, Exit};
 use crate::io::IoError;
 use crate::model::Decoder;
-use crate::reward::{LastInteger, Reward, RewardError, RewardInput, Scored, WeightedRewards, extract_last_integer};
+use crate::reward::{
+    ExactMatch, LastInteger, Reward, RewardError, RewardInput, Scored, WeightedRewards, extract_last_integer,
+};
 use crate::rollout::{Engine, Observer, RolloutError, RolloutRequest, SamplingConfig};
 use crate::telemetry::{EvalFigures as Headline, StepMetrics};
 use crate::text::{StopRules, TextError, Tokenizer};
 use crate::trainer::PreparedPrompt;
 use rayon::prelude::*;
+use std::path::{Path, PathBuf};
 
 /// How an evaluation samples.
 #[derive(Debug, Clone)]
@@ -31,6 +35,8 @@ pub struct EvalConfig {
 pub enum Grader {
     /// Those that end in the integer of the answer column.
     LastInteger(LastInteger),
+    /// Those that are the text of the answer column.
+    ExactMatch(ExactMatch),
     /// Those that the first of the rewards scores above 0.5.
     FirstReward,
 }
@@ -41,8 +47,29 @@ impl Grader {
     pub fn name(&self) -> &'static str {
         match self {
             Self::LastInteger(_) => "last-integer",
+            Self::ExactMatch(_) => "exact-match",
             Self::FirstReward => "first-reward",
         }
+    }
+
+    /// Checks that every row has what the grader needs. `path` is the rows' file, for the message.
+    ///
+    /// # Errors
+    /// [`EvalError::BadRow`] for the first row that has not.
+    pub fn check_rows(&self, path: &Path, rows: &[Row]) -> Result<(), EvalError> {
+        let check: &dyn Reward = match self {
+            Self::LastInteger(grader) => grader,
+            Self::ExactMatch(grader) => grader,
+            Self::FirstReward => return Ok(()),
+        };
+        rows.iter().try_for_each(|row| {
+            check.check_row(&row.columns).map_err(|reason| EvalError::BadRow {
+                path: path.to_path_buf(),
+                line: row.line,
+                grader: check.name().to_string(),
+                reason,
+            })
+        })
     }
 
     /// Whether a completion is right, what was read in it and what should have been.
@@ -53,6 +80,11 @@ impl Grader {
                 is_correct: is_right(grader.score(input)?),
                 extracted: extract_last_integer(input.completion),
                 target: input.columns.text(&grader.answer_column).and_then(extract_last_integer),
+            },
+            Self::ExactMatch(grader) => Grade {
+                is_correct: is_right(grader.score(input)?),
+                extracted: Some(input.completion.trim().to_string()),
+                target: input.columns.text(&grader.answer_column).map(|answer| answer.trim().to_string()),
             },
             Self::FirstReward => {
                 Grade { is_correct: is_right(scored.parts.first().copied().flatten()), extracted: None, target: None }
@@ -71,6 +103,18 @@ struct Grade {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
+    /// What is right cannot be told for a row.
+    #[error("{}:{line}: what is right here cannot be told by `{grader}`: {reason}", path.display())]
+    BadRow {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The `eval_grader`.
+        grader: String,
+        /// What is missing.
+        reason: String,
+    },
     /// A completion could not be sampled.
     #[error(transparent)]
     Rollout(#[from] RolloutError),
@@ -86,23 +130,25 @@ pub enum EvalError {
 }
 
 impl EvalError {
-    fn inner(&self) -> &dyn Diagnose {
+    fn inner(&self) -> Option<&dyn Diagnose> {
         match self {
-            Self::Rollout(error) => error,
-            Self::Reward(error) => error,
-            Self::Text(error) => error,
-            Self::Io(error) => error,
+            Self::BadRow { .. } => None,
+            Self::Rollout(error) => Some(error),
+            Self::Reward(error) => Some(error),
+            Self::Text(error) => Some(error),
+            Self::Io(error) => Some(error),
         }
     }
 }
 
 impl Diagnose for EvalError {
     fn hint(&self) -> Option<String> {
-        self.inner().hint()
+        let hint = "Correct the row, set `answer_column`, or say with `eval_grader` what counts as right";
+        self.inner().map_or_else(|| Some(hint.to_string()), Diagnose::hint)
     }
 
     fn exit(&self) -> Exit {
-        self.inner().exit()
+        self.inner().map_or(Exit::Data, Diagnose::exit)
     }
 }
 

@@ -27,9 +27,6 @@ pub enum RecipeError {
     /// Not one of the examples fits.
     #[error("{}: no row is left: {left_out} are empty, longer than max_prompt_length or max_completion_length, or than the model's context", path.display())]
     NoExamples { path: PathBuf, left_out: usize },
-    /// A reward that does not exist.
-    #[error("there is no reward called `{name}`")]
-    UnknownReward { name: String },
     /// The tokenizer has more tokens than the model.
     #[error("the tokenizer has {tokenizer} tokens and the model's embedding only {model}")]
     Vocabulary { tokenizer: usize, model: usize },
@@ -102,7 +99,6 @@ impl Diagnose for RecipeError {
             }
             Self::NoRows { limit: PromptLimit::Setting(_), .. } => "Raise `max_prompt_length`, or shorten the prompts.",
             Self::NoExamples { .. } => "Raise `max_prompt_length` and `max_completion_length`.",
-            Self::UnknownReward { .. } => "The rewards are: last_integer.",
             Self::Vocabulary { .. } => "Take tokenizer and weights from the same model.",
             Self::Dtype => "Leave `dtype` at \"auto\", which is f32 on the CPU.",
             Self::NoChatTemplate { .. } => "Leave out --chat, or give a template with --chat-template.",
@@ -114,7 +110,7 @@ impl Diagnose for RecipeError {
     fn exit(&self) -> Exit {
         match self {
             Self::NoRows { .. } | Self::NoExamples { .. } => Exit::Data,
-            Self::UnknownReward { .. } | Self::Dtype | Self::NoChatTemplate { .. } => Exit::Usage,
+            Self::Dtype | Self::NoChatTemplate { .. } => Exit::Usage,
             Self::Vocabulary { .. } => Exit::Model,
             _ => self.inner().map_or(Exit::Failed, Diagnose::exit),
         }

@@ -25,8 +25,8 @@ pub struct EvaluateOptions {
     pub num_rows: Option<usize>,
     /// Where the result files go; `None` writes none.
     pub output: Option<PathBuf>,
-    /// Rewards in place of those that the settings name. A completion is then right where the first of them scores it
-    /// above 0.5.
+    /// Rewards in place of those that the settings name. Without an `eval_grader` a completion is then right where the
+    /// first of them scores it above 0.5.
     pub rewards: Option<WeightedRewards>,
 }
 
@@ -87,6 +87,7 @@ pub fn evaluate(
     data.rows.truncate(options.num_rows.unwrap_or(usize::MAX));
     let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
     rewards.check_rows(&options.data, &data.rows)?;
+    grader.check_rows(&options.data, &data.rows)?;
     let rows = data.rows.clone();
     let limit = PromptLimit::new(settings, &model);
     let prompts = prepare(&options.data, data.rows, &model.renderer(settings), limit)?.prompts;

@@ -1,12 +1,12 @@
 //! The parts that training, evaluation and generation have in common.
 
 use super::RecipeError;
-use crate::config::{Algorithm, ComputeDtype, RewardConfig, RunConfig};
+use crate::config::{Algorithm, ComputeDtype, EvalGrader, RunConfig};
 use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
 use crate::model::{Decoder, ModelConfig, Params, SavedDtype, init_weights, load_weights};
-use crate::reward::{LastInteger, WeightedRewards};
+use crate::reward::{ExactMatch, LastInteger, WeightedRewards};
 use crate::rollout::SamplingConfig;
 use crate::text::{ChatTemplate, PromptRenderer, StopRules, Tokenizer, eos_set};
 use crate::trainer::{ExampleConfig, PreparedPrompts};
@@ -102,27 +102,15 @@ pub(super) fn graders(
     settings: &RunConfig,
     own: Option<&WeightedRewards>,
 ) -> Result<(WeightedRewards, Grader), RecipeError> {
-    if let Some(own) = own {
-        return Ok((own.clone(), Grader::FirstReward));
-    }
+    let rewards = own.map_or_else(|| settings.build_rewards(), |own| Ok(own.clone()))?;
     let answer_column = settings.answer_column.clone();
-    let grader = Grader::LastInteger(LastInteger { answer_column, ..LastInteger::default() });
-    Ok((named_rewards(&settings.rewards, &settings.answer_column)?, grader))
-}
-
-/// The rewards that the settings name.
-fn named_rewards(configs: &[RewardConfig], answer_column: &str) -> Result<WeightedRewards, RecipeError> {
-    configs.iter().try_fold(WeightedRewards::default(), |rewards, config| match config.name.as_str() {
-        "last_integer" => Ok(rewards.with(
-            config.weight,
-            LastInteger {
-                answer_column: answer_column.to_owned(),
-                correct_reward: config.correct_reward,
-                wrong_reward: config.wrong_reward,
-            },
-        )),
-        name => Err(RecipeError::UnknownReward { name: name.to_owned() }),
-    })
+    let default = if own.is_some() { EvalGrader::Reward } else { EvalGrader::LastInteger };
+    let grader = match settings.eval_grader.unwrap_or(default) {
+        EvalGrader::LastInteger => Grader::LastInteger(LastInteger { answer_column, ..LastInteger::default() }),
+        EvalGrader::ExactMatch => Grader::ExactMatch(ExactMatch { answer_column, ..ExactMatch::default() }),
+        EvalGrader::Reward => Grader::FirstReward,
+    };
+    Ok((rewards, grader))
 }
 
 /// Reads a data file; rows that are left out are warned of.

@@ -33,8 +33,8 @@ use std::time::Instant;
 /// What a run takes beside its settings; the default is right for most library users.
 #[derive(Debug, Clone, Default)]
 pub struct TrainOptions {
-    /// Rewards in place of those that the settings name, such as closures ([`FnReward`](crate::reward::FnReward)). In
-    /// evaluations a completion is then right where the first of them scores it above 0.5.
+    /// Rewards in place of those that the settings name, such as closures ([`FnReward`](crate::reward::FnReward)). Without
+    /// an `eval_grader` a completion is then right in evaluations where the first of them scores it above 0.5.
     pub rewards: Option<WeightedRewards>,
     /// Asks the run to stop after a step. Default: it never does; see [`StopSignal::install`] for Ctrl-C.
     pub stop: StopSignal,
@@ -58,8 +58,8 @@ pub struct TrainReport {
 /// as it was.
 pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport, RecipeError> {
     let TrainOptions { rewards: own, stop, run_config } = options;
+    checkable(settings, own.as_ref()).check()?;
     let settings = &with_names_of(settings, own.as_ref());
-    settings.check()?;
     let run_config = run_config.unwrap_or_else(|| settings.to_toml());
     let (rewards, grader) = graders(settings, own.as_ref())?;
     let started = Instant::now();
@@ -145,6 +145,18 @@ fn with_names_of(settings: &RunConfig, own: Option<&WeightedRewards>) -> RunConf
         let parts = own.parts.iter().map(|(weight, reward)| (*weight, reward.name().to_owned()));
         settings.rewards =
             parts.map(|(weight, name)| RewardConfig { name, weight, ..RewardConfig::default() }).collect();
+    }
+    settings
+}
+
+/// The settings with the caller's own rewards as labels: names and weights are held to the rules of the tables, only
+/// that no table can name them.
+fn checkable(settings: &RunConfig, own: Option<&WeightedRewards>) -> RunConfig {
+    let mut settings = with_names_of(settings, own);
+    if own.is_some() {
+        for table in &mut settings.rewards {
+            table.label = Some(std::mem::replace(&mut table.name, RewardConfig::default().name));
+        }
     }
     settings
 }
@@ -356,6 +368,7 @@ pub(super) fn evaluator(
     let mut data = load_data(path, settings, RowKind::Prompt)?;
     data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
     rewards.check_rows(path, &data.rows)?;
+    grader.check_rows(path, &data.rows)?;
     let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
     let config = EvalConfig {
         num_samples: 1,

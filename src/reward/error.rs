@@ -16,6 +16,14 @@ pub enum RewardError {
     NonFiniteTotal { line: usize, total: f64 },
     #[error("the reward `{reward}` failed on a completion of line {line}: {reason}")]
     Failed { reward: String, line: usize, reason: String },
+    #[error("the reward `{reward}` gave {score} for token {token} of a completion of line {line}")]
+    NonFiniteToken { reward: String, line: usize, token: usize, score: f64 },
+    #[error(
+        "the reward `{reward}` gave {given} token {what} for a completion of line {line}, which has {tokens} tokens"
+    )]
+    TokenCount { reward: String, line: usize, what: &'static str, given: usize, tokens: usize },
+    #[error("the pattern `{pattern}` of the reward `{reward}` is no regular expression: {reason}")]
+    Pattern { reward: String, pattern: String, reason: String },
 }
 
 impl Diagnose for RewardError {
@@ -23,7 +31,10 @@ impl Diagnose for RewardError {
         let hint = match self {
             Self::BadRow { .. } => "Correct the row, or set `answer_column` to the column that has the answer",
             Self::NonFinite { .. } => "A score must be a finite number; a reward may also answer None for `no score`",
+            Self::NonFiniteToken { .. } => "A token's score must be a finite number, or None for `no score`",
             Self::NonFiniteTotal { .. } => "Use smaller weights",
+            Self::TokenCount { .. } => "Give one entry for each of `completion_ids`, or an empty list",
+            Self::Pattern { .. } => "The syntax is that of https://docs.rs/regex: no look-around, no back-references",
             Self::Failed { .. } => return None,
         };
         Some(hint.to_string())
@@ -32,8 +43,9 @@ impl Diagnose for RewardError {
     fn exit(&self) -> Exit {
         match self {
             Self::BadRow { .. } => Exit::Data,
-            Self::NonFinite { .. } | Self::NonFiniteTotal { .. } => Exit::NonFinite,
-            Self::Failed { .. } => Exit::Failed,
+            Self::NonFinite { .. } | Self::NonFiniteTotal { .. } | Self::NonFiniteToken { .. } => Exit::NonFinite,
+            Self::Failed { .. } | Self::TokenCount { .. } => Exit::Failed,
+            Self::Pattern { .. } => Exit::Usage,
         }
     }
 }

@@ -9,6 +9,7 @@
 //!   a plain space never joins. `12,34` is two numbers.
 //! - Full-width and Arabic-Indic digits count as digits; zero-width characters and direction marks as nothing.
 
+use super::answer::{answer_integer, failed};
 use super::error::RewardError;
 use super::{Reward, RewardInput};
 use crate::data::Columns;
@@ -79,36 +80,19 @@ impl Default for LastInteger {
     }
 }
 
-impl LastInteger {
-    fn gold(&self, columns: &Columns) -> Result<String, String> {
-        let column = &self.answer_column;
-        let Some(answer) = columns.text(column) else {
-            let present: Vec<_> = columns.names().collect();
-            let present = if present.is_empty() { "nothing but the prompt".to_owned() } else { present.join(", ") };
-            return Err(format!("it has no column `{column}` (it has: {present})"));
-        };
-        extract_last_integer(answer)
-            .ok_or_else(|| format!("`{column}` does not end in an integer: `{}`", crate::text::excerpt(answer)))
-    }
-}
-
 impl Reward for LastInteger {
     fn name(&self) -> &'static str {
         "last_integer"
     }
 
     fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {
-        let gold = self.gold(input.columns).map_err(|reason| RewardError::Failed {
-            reward: self.name().to_string(),
-            line: input.line,
-            reason,
-        })?;
+        let gold = answer_integer(input.columns, &self.answer_column).map_err(failed(self.name(), input))?;
         let is_correct = extract_last_integer(input.completion).is_some_and(|integer| integer == gold);
         Ok(Some(if is_correct { self.correct_reward } else { self.wrong_reward }))
     }
 
     fn check_row(&self, columns: &Columns) -> Result<(), String> {
-        self.gold(columns).map(|_| ())
+        answer_integer(columns, &self.answer_column).map(drop)
     }
 }
 

@@ -1,16 +1,38 @@
 //! Rewards: from a completion and the columns of its row to a score.
 //!
-//! [`Reward`] is the seam that users extend; [`FnReward`] makes one of a closure. [`WeightedRewards`] is what the
-//! trainer and the evaluation call. Rewards see text and ids, never tensors.
+//! [`Reward`] is the seam that users extend; [`FnReward`] makes one of a closure, [`TokenFnReward`] one that speaks of
+//! single tokens. [`WeightedRewards`] is what the trainer and the evaluation call. Rewards see text and ids, never
+//! tensors.
 
+mod answer;
+mod closure;
 mod error;
+mod exact_match;
 mod last_integer;
+mod length;
+mod letter_count;
+mod per_digit;
+mod regex;
+mod relative_distance;
+mod repetition_penalty;
+#[cfg(test)]
+mod testing;
+mod uppercase;
 mod weighted;
 
 use crate::data::Columns;
 
+pub use self::regex::{DEFAULT_FORMAT, Format, RegexReward};
+pub use closure::{FnReward, Labelled, TokenFnReward};
 pub use error::RewardError;
+pub use exact_match::{ExactMatch, is_exact_match};
 pub use last_integer::{LastInteger, LastNumber, extract_last_integer, extract_last_number};
+pub use length::{Length, SoftOverlong};
+pub use letter_count::LetterCount;
+pub use per_digit::{PerDigit, compute_per_digit};
+pub use relative_distance::{RelativeDistance, compute_relative_distance};
+pub use repetition_penalty::RepetitionPenalty;
+pub use uppercase::{Uppercase, compute_uppercase_share};
 pub use weighted::{Scored, WeightedRewards};
 
 /// What a reward sees.
@@ -41,37 +63,20 @@ pub trait Reward: Send + Sync {
         let _ = columns;
         Ok(())
     }
-}
 
-/// A reward made of a closure.
-///
-/// ```
-/// use candlewick::reward::{FnReward, Reward};
-/// let short = FnReward::new("short", |input| -(input.completion_ids.len() as f64));
-/// assert_eq!(short.name(), "short");
-/// let exact = FnReward::new("exact", |input| {
-///     let answer = input.columns.text("answer").unwrap_or_default();
-///     f64::from(input.completion.trim() == answer)
-/// });
-/// ```
-pub struct FnReward<F> {
-    name: String,
-    score: F,
-}
-
-impl<F: Fn(&RewardInput<'_>) -> f64 + Send + Sync> FnReward<F> {
-    /// A reward called `name`, whose score is what the closure returns: a finite number.
-    pub fn new(name: impl Into<String>, score: F) -> Self {
-        Self { name: name.into(), score }
+    /// What the reward says of single tokens, beside the score of the whole; None where it says nothing.
+    fn token_scores(&self, input: &RewardInput<'_>) -> Result<Option<TokenScores>, RewardError> {
+        let _ = input;
+        Ok(None)
     }
 }
 
-impl<F: Fn(&RewardInput<'_>) -> f64 + Send + Sync> Reward for FnReward<F> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {
-        Ok(Some((self.score)(input)))
-    }
+/// What a reward says of the tokens of a completion.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenScores {
+    /// The reward of each completion id, None where there is none (process supervision gives one at the end of each
+    /// step of the reasoning). Empty: none at all.
+    pub values: Vec<Option<f64>>,
+    /// Whether each completion id may be learned from; false leaves it out of the loss. Empty: all may.
+    pub keep: Vec<bool>,
 }

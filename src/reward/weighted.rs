@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::RewardError;
-use super::{Reward, RewardInput};
+use super::{Reward, RewardInput, TokenScores};
 use crate::data::Row;
 
 /// Rewards with their weights: `R = sum over k of weight_k * score_k`. A clone shares the rewards.
@@ -21,6 +21,11 @@ pub struct Scored {
     pub total: Option<f64>,
     /// The score of each reward, unweighted, in the order of `WeightedRewards::parts`.
     pub parts: Vec<Option<f64>>,
+    /// The weighted sum of the token scores, one entry a completion id, None where no reward gave one; empty where no
+    /// reward gave any.
+    pub token_values: Vec<Option<f64>>,
+    /// Whether each completion id may be learned from: where every reward that says so keeps it. Empty: all may.
+    pub keep: Vec<bool>,
 }
 
 impl WeightedRewards {
@@ -45,10 +50,11 @@ impl WeightedRewards {
     /// Scores a completion.
     ///
     /// # Errors
-    /// A reward fails, or a score or the sum is not finite.
+    /// A reward fails, a score or a sum is not finite, or token scores are not one a completion id.
     pub fn score(&self, input: &RewardInput<'_>) -> Result<Scored, RewardError> {
         let mut parts = Vec::with_capacity(self.parts.len());
         let mut total = None;
+        let (mut token_values, mut keep) = (Vec::new(), Vec::new());
         for (weight, reward) in &self.parts {
             let score = reward.score(input)?;
             if let Some(score) = score {
@@ -58,10 +64,16 @@ impl WeightedRewards {
                 total = Some(total.unwrap_or(0.0) + weight * score);
             }
             parts.push(score);
+            if let Some(scores) = reward.token_scores(input)? {
+                check_tokens(reward.name(), &scores, input)?;
+                add_values(&mut token_values, *weight, &scores.values);
+                keep_less(&mut keep, scores.keep);
+            }
         }
-        match total {
-            Some(total) if !total.is_finite() => Err(RewardError::NonFiniteTotal { line: input.line, total }),
-            total => Ok(Scored { total, parts }),
+        let sums = total.iter().chain(token_values.iter().flatten());
+        match sums.copied().find(|sum| !sum.is_finite()) {
+            Some(total) => Err(RewardError::NonFiniteTotal { line: input.line, total }),
+            None => Ok(Scored { total, parts, token_values, keep }),
         }
     }
 
@@ -84,6 +96,40 @@ impl WeightedRewards {
     }
 }
 
+/// Token scores are finite, and one a completion id or none.
+fn check_tokens(reward: &str, scores: &TokenScores, input: &RewardInput<'_>) -> Result<(), RewardError> {
+    let (reward, line, tokens) = (reward.to_string(), input.line, input.completion_ids.len());
+    for (what, given) in [("scores", scores.values.len()), ("marks to keep", scores.keep.len())] {
+        if given != 0 && given != tokens {
+            return Err(RewardError::TokenCount { reward, line, what, given, tokens });
+        }
+    }
+    let mut entries = scores.values.iter().enumerate().filter_map(|(token, score)| Some((token, (*score)?)));
+    match entries.find(|(_, score)| !score.is_finite()) {
+        Some((token, score)) => Err(RewardError::NonFiniteToken { reward, line, token, score }),
+        None => Ok(()),
+    }
+}
+
+/// Adds `weight` times `values` to the sums, which are empty until a reward gives values.
+fn add_values(sums: &mut Vec<Option<f64>>, weight: f64, values: &[Option<f64>]) {
+    sums.resize(sums.len().max(values.len()), None);
+    for (sum, value) in sums.iter_mut().zip(values) {
+        if let Some(value) = value {
+            *sum = Some(sum.unwrap_or(0.0) + weight * value);
+        }
+    }
+}
+
+/// Takes away what `marks` do not keep; `keep` is empty until a reward gives marks.
+fn keep_less(keep: &mut Vec<bool>, marks: Vec<bool>) {
+    if keep.is_empty() {
+        *keep = marks;
+    } else {
+        keep.iter_mut().zip(marks).for_each(|(keep, mark)| *keep &= mark);
+    }
+}
+
 impl std::fmt::Debug for WeightedRewards {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.parts.iter().map(|(weight, reward)| (weight, reward.name()))).finish()
@@ -92,7 +138,7 @@ impl std::fmt::Debug for WeightedRewards {
 
 #[cfg(test)]
 mod tests {
-    use super::super::FnReward;
+    use super::super::{FnReward, TokenFnReward};
     use super::*;
     use crate::data::Columns;
 
@@ -120,7 +166,8 @@ mod tests {
             .with(5.0, Silent)
             .with(-0.5, FnReward::new("one", |_| 1.0));
         let scored = score(&rewards).unwrap();
-        assert_eq!(scored, Scored { total: Some(3.5), parts: vec![Some(2.0), None, Some(1.0)] });
+        let parts = vec![Some(2.0), None, Some(1.0)];
+        assert_eq!(scored, Scored { total: Some(3.5), parts, token_values: vec![], keep: vec![] });
         assert_eq!(score(&WeightedRewards::single(Silent)).unwrap().total, None);
         assert_eq!(rewards.names().collect::<Vec<_>>(), ["length", "silent", "one"]);
     }
@@ -131,5 +178,46 @@ mod tests {
         assert_eq!(error.to_string(), "the reward `ratio` gave NaN for a completion of line 7");
         let huge = WeightedRewards::default().with(1e300, FnReward::new("huge", |_| 1e300));
         assert!(matches!(score(&huge), Err(RewardError::NonFiniteTotal { .. })));
+    }
+
+    fn tokens(values: &[Option<f64>], keep: &[bool]) -> impl Reward + 'static {
+        let scores = TokenScores { values: values.to_vec(), keep: keep.to_vec() };
+        TokenFnReward::new("tokens", move |_| scores.clone())
+    }
+
+    fn score_three_tokens(rewards: &WeightedRewards) -> Result<Scored, RewardError> {
+        let columns = Columns::new();
+        let ids = [1, 2, 3];
+        rewards.score(&RewardInput { prompt: "", completion: "", completion_ids: &ids, columns: &columns, line: 7 })
+    }
+
+    /// Values add by weight where they are given, a token stays only where all keep it, and the whole has no score.
+    #[test]
+    fn token_scores_are_summed_and_marks_joined() {
+        let rewards = WeightedRewards::default()
+            .with(2.0, tokens(&[Some(1.0), None, None], &[]))
+            .with(1.0, FnReward::new("whole", |_| 4.0))
+            .with(-1.0, tokens(&[Some(0.5), Some(3.0), None], &[true, true, false]))
+            .with(1.0, tokens(&[], &[false, true, true]));
+        let scored = score_three_tokens(&rewards).unwrap();
+        assert_eq!(scored.total, Some(4.0));
+        assert_eq!(scored.parts, [None, Some(4.0), None, None]);
+        assert_eq!(scored.token_values, [Some(1.5), Some(-3.0), None]);
+        assert_eq!(scored.keep, [false, true, false]);
+    }
+
+    #[test]
+    fn token_scores_of_the_wrong_number_or_size_name_reward_and_line() {
+        let message = |values: &[Option<f64>], keep: &[bool]| {
+            score_three_tokens(&WeightedRewards::single(tokens(values, keep))).unwrap_err().to_string()
+        };
+        let of_line = "for a completion of line 7, which has 3 tokens";
+        assert_eq!(message(&[None; 2], &[]), format!("the reward `tokens` gave 2 token scores {of_line}"));
+        assert_eq!(message(&[], &[true; 4]), format!("the reward `tokens` gave 4 token marks to keep {of_line}"));
+        let infinite = [None, Some(f64::INFINITY), None];
+        assert_eq!(message(&infinite, &[]), "the reward `tokens` gave inf for token 1 of a completion of line 7");
+        let huge = [Some(1e300), None, None];
+        let rewards = WeightedRewards::default().with(1e300, tokens(&huge, &[]));
+        assert!(matches!(score_three_tokens(&rewards), Err(RewardError::NonFiniteTotal { .. })));
     }
 }
