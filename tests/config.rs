@@ -175,7 +175,7 @@ fn later_layers_win_and_every_value_knows_its_source() {
     let expected = RunConfig {
         model: "m".into(),
         train_file: "t.jsonl".into(),
-        beta: 0.1,
+        beta: Some(0.1),
         temperature: 0.6,
         gamma: 0.8,
         seed: u64::MAX,

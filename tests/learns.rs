@@ -351,7 +351,7 @@ fn supervised_training_memorises_sums() {
 fn no_reference_is_loaded_where_beta_is_0() {
     let place = Workplace::new();
     for (beta, output) in [(0.0, "without"), (0.04, "with")] {
-        let settings = RunConfig { beta, max_steps: Some(1), ..place.grpo(output) };
+        let settings = RunConfig { beta: Some(beta), max_steps: Some(1), ..place.grpo(output) };
         let reference = plan(&settings).unwrap().memory.reference;
         finish(&settings);
         let has_kl = place.metrics(output).iter().any(|line| line.contains_key("kl"));

@@ -4,9 +4,11 @@
 //! attached by `layers.rs`. No value is changed; a setting that would have no effect is named rather than ignored.
 
 use super::diagnostic::{ConfigError, Diagnostic, Place};
+use super::effects::{NoEffect, conditional_keys, no_effect};
 use super::kinds::{Algorithm, LossType};
+use super::resolved::Resume;
 use super::rewards;
-use super::run_config::{Resume, RunConfig};
+use super::run_config::RunConfig;
 use std::path::Path;
 
 /// The most completions of an optimizer step: beyond what any machine samples, and far below what sizes can count.
@@ -171,7 +173,7 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
         ("top_p", Some(c.top_p), Share),
         ("min_p", c.min_p, Unit),
         ("repetition_penalty", Some(c.repetition_penalty), Positive),
-        ("beta", Some(c.beta), NotNegative),
+        ("beta", c.beta, NotNegative),
         ("num_iterations", count(c.num_iterations), Counts),
         ("epsilon", Some(c.epsilon), Inside),
         ("epsilon_high", c.epsilon_high, Positive),
@@ -261,65 +263,22 @@ fn trackers(config: &RunConfig) -> Vec<Problem> {
         .collect()
 }
 
-/// Settings that only GRPO reads. Those of generation that are missing here are read by evaluations too.
-const ONLY_GRPO: &[&str] = &[
-    "num_generations",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "beta",
-    "kl_estimator",
-    "num_iterations",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "loss_type",
-    "scale_rewards",
-    "mask_truncated_completions",
-    "gamma",
-    "log_completions",
-];
-
-/// Settings that only SFT reads.
-const ONLY_SFT: &[&str] = &["completion_column", "completion_only_loss"];
-
-/// Settings that this algorithm does not read.
-pub(super) fn unused(algorithm: Algorithm) -> &'static [&'static str] {
-    match algorithm {
-        Algorithm::Grpo => ONLY_SFT,
-        Algorithm::Sft => ONLY_GRPO,
-    }
-}
-
 fn without_effect(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec<Problem> {
-    let name = config.algorithm.name();
-    let mut found: Vec<Problem> = unused(config.algorithm)
-        .iter()
-        .filter(|key| is_set(key))
-        .map(|key| {
-            let message = format!("`{key}` has no effect with `algorithm = \"{name}\"`");
-            Problem::new(&[key, "algorithm"], message).help("remove it, or choose the other algorithm")
-        })
-        .collect();
-    if is_set("eval_max_rows") && config.eval_file.is_none() {
-        found.push(Problem::new(&["eval_max_rows", "eval_file"], "`eval_max_rows` has no effect without `eval_file`"));
-    }
+    let found = conditional_keys().filter(|key| is_set(key)).filter_map(|key| Some((key, no_effect(config, key)?)));
     found
+        .map(|(key, NoEffect { decided_by, why, read_by })| {
+            let problem = Problem::new(&[key, decided_by], format!("`{key}` has no effect {why}"));
+            match read_by {
+                Some(algorithms) => problem.help(format!("remove it; it is read by {algorithms}")),
+                None => problem,
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::names::RUN_FIELDS;
-
-    #[test]
-    fn the_rules_name_settings_that_exist() {
-        for key in ONLY_GRPO.iter().chain(ONLY_SFT) {
-            assert!(RUN_FIELDS.iter().any(|field| field.name == *key), "{key}");
-        }
-    }
 
     #[test]
     fn a_config_built_in_code_is_checked_too() {

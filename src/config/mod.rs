@@ -6,10 +6,12 @@
 
 mod checks;
 mod diagnostic;
+mod effects;
 mod kinds;
 mod layers;
 mod names;
 mod reference;
+mod resolved;
 mod rewards;
 mod run_config;
 mod schema;
@@ -22,4 +24,5 @@ pub use kinds::{
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
 pub use reference::reference_page;
-pub use run_config::{Resume, RewardConfig, RunConfig};
+pub use resolved::Resume;
+pub use run_config::{RewardConfig, RunConfig};

@@ -128,10 +128,11 @@ pub struct RunConfig {
 
     // # GRPO
     /// Weight of the KL divergence to the start model, 0 or more. 0 loads no reference model.
-    /// Default `0.04`: the value of the GRPO paper (TRL's is 0).
-    pub beta: f64,
+    /// Default none: `0.04`, the value of the GRPO paper (TRL's is 0).
+    pub beta: Option<f64>,
     /// Estimator of that KL divergence: `k1`, `k2` or `k3` of each token, or `sequence_squared`, the square of a
-    /// completion's summed log-ratio. `k1` has no useful gradient, so its penalty goes into the reward. Default `"k3"`: never negative and of low variance; the paper's.
+    /// completion's summed log-ratio. `k1` has no useful gradient, so its penalty goes into the reward.
+    /// Default `"k3"`: never negative and of low variance; the paper's.
     pub kl_estimator: KlEstimator,
     /// Passes over the rollouts of a step, 1 or more. Default `1`: on-policy, as TRL.
     pub num_iterations: usize,
@@ -145,7 +146,8 @@ pub struct RunConfig {
     /// Default none: no limit, as TRL.
     pub delta: Option<f64>,
     /// How the tokens' losses are averaged: `grpo`, `bnpo`, `dr_grpo`, `dapo` or `reinforce` (summed within a
-    /// completion); or with another form of the loss, `cispo` or `sapo`. Default `"dapo"`: long and short completions weigh by their tokens; as TRL.
+    /// completion); or with another form of the loss, `cispo` or `sapo`.
+    /// Default `"dapo"`: long and short completions weigh by their tokens; as TRL.
     pub loss_type: LossType,
     /// What centred rewards are divided by: the standard deviation of the `group`, of the `batch`, or `none`.
     /// Default `"group"`: the paper's, as TRL.
@@ -334,7 +336,7 @@ impl Default for RunConfig {
             stop: Vec::new(),
             rollout_slots: 0,
             rewards: vec![RewardConfig::default()],
-            beta: 0.04,
+            beta: None,
             kl_estimator: KlEstimator::default(),
             num_iterations: 1,
             epsilon: 0.2,
@@ -370,58 +372,6 @@ impl Default for RunConfig {
             report_to: Vec::new(),
             project: None,
             run_name: None,
-        }
-    }
-}
-
-/// What `resume` asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resume {
-    /// Start afresh.
-    Never,
-    /// Continue from the newest valid checkpoint of the output folder, or start afresh where there is none.
-    Auto,
-    /// Continue from this checkpoint folder.
-    From(PathBuf),
-}
-
-impl RunConfig {
-    /// The learning rate that is used: the one set, else the algorithm's default.
-    #[must_use]
-    pub fn resolved_learning_rate(&self) -> f64 {
-        self.learning_rate.unwrap_or(match self.algorithm {
-            Algorithm::Grpo => 1e-6,
-            Algorithm::Sft => 2e-5,
-        })
-    }
-
-    /// The upper clip bound that is used: `epsilon_high`, else `epsilon`, or with `cispo` the cap 5.
-    #[must_use]
-    pub fn resolved_epsilon_high(&self) -> f64 {
-        // ScaleRL's value (arXiv:2510.13786), which TRL recommends.
-        let default = if self.loss_type == LossType::Cispo { 5.0 } else { self.epsilon };
-        self.epsilon_high.unwrap_or(default)
-    }
-
-    /// Prompts that one optimizer step covers (`sft`: rows).
-    #[must_use]
-    pub fn prompts_per_optimizer_step(&self) -> usize {
-        self.prompts_per_step.saturating_mul(self.gradient_accumulation_steps)
-    }
-
-    /// Completions that one rollout samples: the rows P*G of a step before accumulation.
-    #[must_use]
-    pub fn completions_per_step(&self) -> usize {
-        self.prompts_per_step.saturating_mul(self.num_generations)
-    }
-
-    /// `resume` as a choice.
-    #[must_use]
-    pub fn resume_choice(&self) -> Resume {
-        match self.resume.as_str() {
-            "never" => Resume::Never,
-            "auto" => Resume::Auto,
-            path => Resume::From(PathBuf::from(path)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A configuration as text: TOML that reads back to the same values, with the source of each one beside it.
 
-use super::checks::unused;
+use super::effects::no_effect;
 use super::layers::Resolved;
 use super::names::RUN_FIELDS;
 use super::run_config::RunConfig;
@@ -9,12 +9,12 @@ use std::fmt::Write as _;
 
 impl RunConfig {
     /// The settings as a TOML file that reads back to the same values. Left out are those without a value, and those
-    /// that the algorithm does not read (to set them is an error).
+    /// that have no effect (to set them is an error).
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut text = String::new();
         for (key, value) in settings(self) {
-            if !value.is_null() && !unused(self.algorithm).contains(&key.as_str()) {
+            if !value.is_null() && no_effect(self, &key).is_none() {
                 let _ = writeln!(text, "{key} = {}", toml_value(&value));
             }
         }
@@ -33,19 +33,27 @@ impl Resolved {
                 section = &field.section;
                 let _ = writeln!(text, "{}# {section}", if text.is_empty() { "" } else { "\n" });
             }
+            let unread = no_effect(&self.config, &key);
             let line = match (&value, key.as_str()) {
+                (Value::Null, _) if unread.is_some() => format!("# {key}  # not set"),
                 (Value::Null, "learning_rate") => {
                     let rate = self.config.resolved_learning_rate();
                     format!("# learning_rate = {rate:e}  # default of {}", self.config.algorithm.name())
+                }
+                (Value::Null, "beta") => {
+                    let (beta, algorithm) = (self.config.resolved_beta(), self.config.algorithm.name());
+                    format!("# beta = {beta}  # default of {algorithm}")
                 }
                 (Value::Null, "epsilon_high") => {
                     format!("# epsilon_high = {}  # default: epsilon", self.config.epsilon)
                 }
                 (Value::Null, _) => format!("# {key}  # not set"),
-                (value, key) if unused(self.config.algorithm).contains(&key) => {
-                    format!("# {key} = {}  # not used by {}", toml_value(value), self.config.algorithm.name())
-                }
-                (value, _) => format!("{key} = {}  # {}", toml_value(value), one_line(&self.place(&key).to_string())),
+                (value, _) => match unread {
+                    Some(unread) => format!("# {key} = {}  # not read {}", toml_value(value), unread.why),
+                    None => {
+                        format!("{key} = {}  # {}", toml_value(value), one_line(&self.place(&key).to_string()))
+                    }
+                },
             };
             text.push_str(&line);
             text.push('\n');

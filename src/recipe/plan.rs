@@ -157,7 +157,7 @@ fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_pro
         weights,
         gradients: weights,
         moments: 2 * weights,
-        reference: if is_grpo && settings.beta > 0.0 { weights } else { 0 },
+        reference: if is_grpo && settings.resolved_beta() > 0.0 { weights } else { 0 },
         kv_cache: if is_grpo { crate::model::KvCache::bytes(config, cache.rows()) } else { 0 },
         activations: (F32 * kept).saturating_mul(tokens),
     }

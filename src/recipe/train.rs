@@ -170,7 +170,9 @@ fn row_kind(settings: &RunConfig) -> RowKind {
 
 fn identity(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<RunIdentity, RecipeError> {
     let tensors = model.config.tensors();
-    let config = serde_json::to_value(settings).unwrap_or_default();
+    // What a run computes with, not how it was said: a default that is written out is no difference.
+    let settings = RunConfig { beta: Some(settings.resolved_beta()), ..settings.clone() };
+    let config = serde_json::to_value(&settings).unwrap_or_default();
     Ok(RunIdentity {
         config: RunIdentity::flatten(&config),
         model: settings.model.clone(),
@@ -279,7 +281,7 @@ fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
             epsilon: settings.epsilon,
             epsilon_high: settings.resolved_epsilon_high(),
             delta: settings.delta,
-            beta: settings.beta,
+            beta: settings.resolved_beta(),
             kl_estimator: settings.kl_estimator,
             max_completion_length: settings.max_completion_length,
             gamma: settings.gamma,
@@ -298,7 +300,7 @@ fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
 
 /// The frozen start model; none where beta is 0.
 fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Decoder>, RecipeError> {
-    if settings.beta <= 0.0 {
+    if settings.resolved_beta() <= 0.0 {
         return Ok(None);
     }
     Ok(Some(match settings.init {
@@ -413,7 +415,7 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
     if settings.algorithm == Algorithm::Grpo {
         key_settings.extend([
             ("num_generations".to_owned(), settings.num_generations.to_string()),
-            ("beta".to_owned(), settings.beta.to_string()),
+            ("beta".to_owned(), settings.resolved_beta().to_string()),
             ("temperature".to_owned(), settings.temperature.to_string()),
         ]);
     }

@@ -1,0 +1,63 @@
+//! What settings amount to where they leave a choice to the algorithm or to each other.
+
+use super::kinds::{Algorithm, LossType};
+use super::run_config::RunConfig;
+use std::path::PathBuf;
+
+/// What `resume` asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resume {
+    /// Start afresh.
+    Never,
+    /// Continue from the newest valid checkpoint of the output folder, or start afresh where there is none.
+    Auto,
+    /// Continue from this checkpoint folder.
+    From(PathBuf),
+}
+
+impl RunConfig {
+    /// The learning rate that is used: the one set, else the algorithm's default.
+    #[must_use]
+    pub fn resolved_learning_rate(&self) -> f64 {
+        self.learning_rate.unwrap_or(match self.algorithm {
+            Algorithm::Grpo => 1e-6,
+            Algorithm::Sft => 2e-5,
+        })
+    }
+
+    /// The weight of the KL divergence that is used: the one set, else the algorithm's default.
+    #[must_use]
+    pub fn resolved_beta(&self) -> f64 {
+        self.beta.unwrap_or(0.04)
+    }
+
+    /// The upper clip bound that is used: `epsilon_high`, else `epsilon`, or with `cispo` the cap 5.
+    #[must_use]
+    pub fn resolved_epsilon_high(&self) -> f64 {
+        // ScaleRL's value (arXiv:2510.13786), which TRL recommends.
+        let default = if self.loss_type == LossType::Cispo { 5.0 } else { self.epsilon };
+        self.epsilon_high.unwrap_or(default)
+    }
+
+    /// Prompts that one optimizer step covers (`sft`: rows).
+    #[must_use]
+    pub fn prompts_per_optimizer_step(&self) -> usize {
+        self.prompts_per_step.saturating_mul(self.gradient_accumulation_steps)
+    }
+
+    /// Completions that one rollout samples: the rows P*G of a step before accumulation.
+    #[must_use]
+    pub fn completions_per_step(&self) -> usize {
+        self.prompts_per_step.saturating_mul(self.num_generations)
+    }
+
+    /// `resume` as a choice.
+    #[must_use]
+    pub fn resume_choice(&self) -> Resume {
+        match self.resume.as_str() {
+            "never" => Resume::Never,
+            "auto" => Resume::Auto,
+            path => Resume::From(PathBuf::from(path)),
+        }
+    }
+}
