@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::Device;
-use candlewick::algorithm::{LossType, ObjectiveConfig, ScaleRewards};
+use candlewick::algorithm::{AdvantageEstimator, LossType, ObjectiveConfig, ScaleRewards};
 use candlewick::batch::{Group, pack};
 use candlewick::checkpoint::{ROLLOUTS_FILE, SavedRollouts};
 use candlewick::config::{Algorithm, Init, LrSchedulerType, RunConfig};
@@ -22,12 +22,15 @@ use candlewick::reward::{FnReward, WeightedRewards};
 use candlewick::rollout::SamplingConfig;
 use candlewick::telemetry::{Console, StepMetrics};
 use candlewick::text::{StopRules, Tokenizer};
-use candlewick::trainer::{Grpo, GrpoConfig, Outcome, Policy, PolicyConfig, PreparedPrompt, StepContext};
+use candlewick::trainer::{
+    Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, PreparedPrompt, Reference, RolloutConfig,
+    RolloutSource, StepContext,
+};
 use serde_json::Value;
 
-/// A policy with its GRPO, stepped by hand.
+/// A policy with its algorithm, stepped by hand.
 struct Run {
-    grpo: Grpo,
+    method: PolicyGradient,
     policy: Policy,
     step: u64,
     rows_drawn: u64,
@@ -82,33 +85,35 @@ impl Run {
             PreparedPrompt { row, line: row as usize + 1, text, ids, columns: Columns::new() }
         };
         let prompts: Vec<PreparedPrompt> = (0..12).map(prompt).collect();
-        let config = GrpoConfig {
+        let config = PolicyGradientConfig {
             prompts_per_step: 4,
-            num_generations: 6,
             num_iterations: options.num_iterations,
+            estimator: AdvantageEstimator::Group(ScaleRewards::Group),
             objective: ObjectiveConfig {
                 loss_type: options.loss_type,
                 beta: options.beta,
                 max_completion_length: 12,
                 ..ObjectiveConfig::default()
             },
-            scale_rewards: ScaleRewards::Group,
             mask_truncated_completions: false,
-            sampling: SamplingConfig { temperature: 0.9, ..SamplingConfig::default() },
-            stop: StopRules { eos_ids: vec![1, 20, 33, 41], stop_strings: vec![], max_completion_length: 12 },
-            rollout_slots: 0,
             max_tokens_per_micro_batch: options.max_tokens_per_micro_batch,
             log_completions: 0,
-            seed: 5,
         };
-        let grpo = Grpo {
-            config,
+        let source = RolloutSource {
+            config: RolloutConfig {
+                num_generations: 6,
+                sampling: SamplingConfig { temperature: 0.9, ..SamplingConfig::default() },
+                stop: StopRules { eos_ids: vec![1, 20, 33, 41], stop_strings: vec![], max_completion_length: 12 },
+                slots: 0,
+                seed: 5,
+            },
             order: RowOrder::new(5, prompts.len(), true),
             prompts,
             rewards: digits(),
             tokenizer,
-            reference: (options.beta > 0.0).then(|| tiny_decoder(false)),
         };
+        let reference = (options.beta > 0.0).then(|| Reference::new(tiny_decoder(false), None));
+        let method = PolicyGradient { config, source, reference };
         let policy = PolicyConfig {
             adamw: AdamWConfig::default(),
             learning_rate: options.learning_rate,
@@ -117,7 +122,7 @@ impl Run {
             gradient_checkpointing: options.gradient_checkpointing,
         };
         let policy = Policy::new(tiny_decoder(true), policy);
-        Self { grpo, policy, step: 0, rows_drawn: 0, iteration: 0, kept: None }
+        Self { method, policy, step: 0, rows_drawn: 0, iteration: 0, kept: None }
     }
 
     fn step(&mut self) -> StepMetrics {
@@ -130,7 +135,7 @@ impl Run {
             kept: self.kept.as_ref(),
             console: &console,
         };
-        let output = self.grpo.step(&mut self.policy, &at).unwrap();
+        let output = self.method.step(&mut self.policy, &at).unwrap();
         self.step += 1;
         (self.rows_drawn, self.iteration, self.kept) = (output.rows_drawn, output.iteration, output.kept);
         output.metrics
@@ -163,7 +168,7 @@ impl Run {
         let batch = &pack(&groups, usize::MAX)[0];
         let decoder = &self.policy.decoder;
         let hidden = decoder.forward(&batch.tokens, None).unwrap();
-        let temperature = self.grpo.config.sampling.logprob_temperature();
+        let temperature = self.method.source.config.sampling.logprob_temperature();
         let at = Predictions { rows: &batch.prediction_rows, targets: &batch.targets, temperature };
         let scored = token_logprobs(&hidden, decoder.head(), at).unwrap();
         batch.ranges.iter().map(|range| mean(&scored.logprobs[range.clone()])).collect()

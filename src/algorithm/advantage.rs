@@ -60,6 +60,14 @@ pub struct GroupStats {
     pub num_scored: usize,
 }
 
+impl GroupStats {
+    /// Whether rewards differ: a group without a spread teaches nothing where it is compared with itself.
+    #[must_use]
+    pub fn has_spread(&self) -> bool {
+        self.std > ZERO_STD
+    }
+}
+
 /// The advantages of a step and what is logged about its rewards.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Advantages {
@@ -112,7 +120,7 @@ pub fn compute_advantages(
     let batch = compute_stats(rewards.iter().copied());
     let groups: Vec<GroupStats> =
         rewards.chunks_exact(num_generations).map(|group| compute_stats(group.iter().copied())).collect();
-    let zero_std_groups = groups.iter().filter(|group| group.std <= ZERO_STD).count();
+    let zero_std_groups = groups.iter().filter(|group| !group.has_spread()).count();
     let mut included = vec![true; rewards.len()];
     let centred = || {
         let rows = rewards.iter().enumerate();

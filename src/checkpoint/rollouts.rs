@@ -31,6 +31,10 @@ pub struct SavedCompletion {
     pub reward_parts: Vec<Option<f64>>,
     /// What the objective multiplies with.
     pub advantage: f64,
+    /// What is added to the advantage at each token; empty: nothing.
+    pub token_advantages: Vec<f64>,
+    /// Which tokens are in the loss; empty: all of them.
+    pub keep: Vec<bool>,
 }
 
 /// The completions of one prompt.
@@ -108,6 +112,13 @@ impl SavedRollouts {
             ("part_lengths", u32s(rows().map(|row| row.reward_parts.len()))),
             ("reward_parts", flat(Dtype::F64, rows().flat_map(|row| &row.reward_parts).map(|part| score(*part)))),
             ("advantages", flat(Dtype::F64, rows().map(|row| row.advantage.to_le_bytes()))),
+            ("token_advantage_lengths", u32s(rows().map(|row| row.token_advantages.len()))),
+            (
+                "token_advantages",
+                flat(Dtype::F64, rows().flat_map(|row| &row.token_advantages).map(|a| a.to_le_bytes())),
+            ),
+            ("keep_lengths", u32s(rows().map(|row| row.keep.len()))),
+            ("keep", flat(Dtype::U8, rows().flat_map(|row| &row.keep).map(|keep| [u8::from(*keep)]))),
         ];
         let views = arrays.iter().map(|(name, array)| (*name, array));
         let bytes = serialize(views, None)
@@ -166,7 +177,21 @@ impl Arrays<'_> {
         let is_truncated = self.read("is_truncated", Dtype::U8, |[byte]: [u8; 1]| byte != 0)?;
         let rewards = self.read("rewards", Dtype::F64, f64::from_le_bytes)?;
         let advantages = self.read("advantages", Dtype::F64, f64::from_le_bytes)?;
-        let counts = [ref_lengths.len(), part_lengths.len(), is_truncated.len(), rewards.len(), advantages.len()];
+        // Files of earlier versions have none of these: no row has any.
+        let token_lengths = self.lengths_or_zeros("token_advantage_lengths", lengths.len())?;
+        let mut token_advantages =
+            Cut::new("token_advantages", self.read_or_none("token_advantages", Dtype::F64, f64::from_le_bytes)?);
+        let keep_lengths = self.lengths_or_zeros("keep_lengths", lengths.len())?;
+        let mut keep = Cut::new("keep", self.read_or_none("keep", Dtype::U8, |[byte]: [u8; 1]| byte != 0)?);
+        let counts = [
+            ref_lengths.len(),
+            part_lengths.len(),
+            is_truncated.len(),
+            rewards.len(),
+            advantages.len(),
+            token_lengths.len(),
+            keep_lengths.len(),
+        ];
         if counts.iter().any(|count| *count != lengths.len()) {
             return Err("has arrays of different lengths for its completions".into());
         }
@@ -181,8 +206,12 @@ impl Arrays<'_> {
                 reward: scored(rewards[index]),
                 reward_parts: parts.take(part_lengths[index])?.into_iter().map(scored).collect(),
                 advantage: advantages[index],
+                token_advantages: token_advantages.take(token_lengths[index])?,
+                keep: keep.take(keep_lengths[index])?,
             });
         }
+        token_advantages.end()?;
+        keep.end()?;
         ids.end()?;
         old.end()?;
         reference.end()?;
@@ -192,6 +221,23 @@ impl Arrays<'_> {
 
     fn lengths(&self, name: &str) -> Result<Vec<usize>, String> {
         self.read(name, Dtype::U32, |bytes| u32::from_le_bytes(bytes) as usize)
+    }
+
+    fn lengths_or_zeros(&self, name: &str, count: usize) -> Result<Vec<usize>, String> {
+        if self.has(name) { self.lengths(name) } else { Ok(vec![0; count]) }
+    }
+
+    fn read_or_none<T, const N: usize>(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        value: fn([u8; N]) -> T,
+    ) -> Result<Vec<T>, String> {
+        if self.has(name) { self.read(name, dtype, value) } else { Ok(Vec::new()) }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.file.tensor(name).is_ok()
     }
 
     fn read<T, const N: usize>(&self, name: &str, dtype: Dtype, value: fn([u8; N]) -> T) -> Result<Vec<T>, String> {
@@ -241,6 +287,8 @@ mod tests {
             reward: (seed != 4).then_some(1.0 / f64::from(seed)),
             reward_parts: vec![Some(f64::from(seed)), None],
             advantage: -0.1 * f64::from(seed),
+            token_advantages: if seed == 3 { vec![0.25; length] } else { Vec::new() },
+            keep: if seed == 1 { (0..length).map(|i| i.is_multiple_of(2)).collect() } else { Vec::new() },
         }
     }
 
@@ -261,6 +309,25 @@ mod tests {
             rollouts.save(dir.path()).unwrap();
             assert_eq!(SavedRollouts::load(dir.path()).unwrap(), Some(rollouts));
         }
+    }
+
+    /// A file without the arrays that came later is what such a version wrote.
+    #[test]
+    fn a_file_of_an_earlier_version_has_every_token_in_the_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rollouts = rollouts();
+        rollouts.save(dir.path()).unwrap();
+        let path = dir.path().join(ROLLOUTS_FILE);
+        let bytes = fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let later = ["token_advantage_lengths", "token_advantages", "keep_lengths", "keep"];
+        let earlier: Vec<_> = file.tensors().into_iter().filter(|(name, _)| !later.contains(&name.as_str())).collect();
+        assert_eq!(earlier.len(), file.len() - later.len());
+        fs::write(&path, serialize(earlier, None).unwrap()).unwrap();
+        for row in rollouts.groups.iter_mut().flat_map(|group| &mut group.completions) {
+            (row.token_advantages, row.keep) = (Vec::new(), Vec::new());
+        }
+        assert_eq!(SavedRollouts::load(dir.path()).unwrap(), Some(rollouts));
     }
 
     #[test]

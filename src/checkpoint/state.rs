@@ -32,13 +32,17 @@ pub struct BestCheckpoint {
 pub struct TrainingState {
     /// [`FORMAT_VERSION`] of the writer.
     pub format_version: u64,
-    /// Optimizer steps done; also the steps that the schedule and Adam's bias correction have seen.
+    /// Optimizer steps done; also the steps that the schedule has seen.
     pub step: u64,
+    /// Those of them in which there was nothing to learn from, so that no update was made: Adam's bias correction has
+    /// seen the others only.
+    #[serde(default)]
+    pub idle_steps: u64,
     /// Data rows drawn since the start, over all epochs: the position of the data order.
     pub rows_drawn: u64,
     /// Passes already made over the saved rollouts; 0 where the next step samples anew.
     pub iteration: u64,
-    /// Tokens trained on since the start.
+    /// Tokens of the rollouts (or rows) of each step since the start, prompts and completions.
     pub num_tokens: u64,
     /// Length of `metrics.jsonl` when the checkpoint was saved.
     pub metrics_bytes: u64,
@@ -61,6 +65,7 @@ impl TrainingState {
         Self {
             format_version: FORMAT_VERSION,
             step: 0,
+            idle_steps: 0,
             rows_drawn: 0,
             iteration: 0,
             num_tokens: 0,

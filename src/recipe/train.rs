@@ -5,7 +5,7 @@ use super::parts::{
     LoadedModel, PromptLimit, check_device, example_config, graders, load_data, load_model, max_steps, prepare,
     sampling,
 };
-use crate::algorithm::ObjectiveConfig;
+use crate::algorithm::{AdvantageEstimator, ObjectiveConfig};
 use crate::checkpoint::{
     CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState,
     TrainingState, base_license, export_model, model_card, require_compatible, verify,
@@ -21,8 +21,9 @@ use crate::rollout::SamplingConfig;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{
-    Grpo, GrpoConfig, Method, ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, Sft, SftConfig, TrainError,
-    Trainer, prepare_examples, restore, stop::StopSignal,
+    Method, ModelWriter, Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, Reference, RolloutConfig,
+    RolloutSource, RunSettings, Sft, SftConfig, TrainError, Trainer, prepare_examples, restore, restore_reference,
+    stop::StopSignal,
 };
 use candle_core::Device;
 use std::borrow::Cow;
@@ -74,7 +75,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     checkpoints.remove_stale()?;
     let resumed = resume(settings, &checkpoints, &identity)?;
 
-    let (method, max_steps) = method(settings, &model, data, rewards, &device)?;
+    let (mut method, max_steps) = method(settings, &model, data, rewards, &device)?;
     let (mut policy, base_dtype) = policy(settings, &model, max_steps, &device)?;
     let mut state = TrainingState::start(identity.clone());
     let mut history = TrainerState::new();
@@ -84,7 +85,10 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         state.identity = identity;
         history = TrainerState::load_or_new(folder)?;
         kept = if state.iteration > 0 { SavedRollouts::load(folder)? } else { None };
-        restore(&mut policy, folder, state.step)?;
+        restore(&mut policy, folder, state.step - state.idle_steps.min(state.step))?;
+        if let Some(reference) = method.reference_mut() {
+            restore_reference(reference, folder)?;
+        }
         // The run before may have been killed between its last commit and this.
         let best = state.best.map(|best| best.step);
         checkpoints.rotate(Keep { limit: settings.save_total_limit, best })?;
@@ -253,29 +257,42 @@ fn method(
             let limit = PromptLimit::new(settings, model);
             let prompts = prepare(path, data.rows, &renderer, limit)?.prompts;
             let max_steps = max_steps(settings, prompts.len());
-            let grpo = Grpo {
-                config: grpo_config(settings, model),
-                order: RowOrder::new(settings.seed, prompts.len(), settings.shuffle),
-                prompts,
-                rewards,
-                tokenizer: model.tokenizer.clone(),
+            let method = PolicyGradient {
+                config: policy_gradient_config(settings),
+                source: RolloutSource {
+                    config: rollout_config(settings, model),
+                    order: RowOrder::new(settings.seed, prompts.len(), settings.shuffle),
+                    prompts,
+                    rewards,
+                    tokenizer: model.tokenizer.clone(),
+                },
                 reference: reference(settings, model, device)?,
             };
-            if grpo.config.sampling.is_truncated() {
+            if method.source.config.sampling.is_truncated() {
                 tracing::info!(
                     "top_p, top_k, min_p or repetition_penalty is on: log-probs are those of the whole distribution"
                 );
             }
-            Ok((Method::Grpo(Box::new(grpo)), max_steps))
+            Ok((Method::PolicyGradient(Box::new(method)), max_steps))
         }
     }
 }
 
-fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
-    GrpoConfig {
-        prompts_per_step: settings.prompts_per_optimizer_step(),
+fn rollout_config(settings: &RunConfig, model: &LoadedModel) -> RolloutConfig {
+    RolloutConfig {
         num_generations: settings.num_generations,
+        sampling: sampling(settings),
+        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
+        slots: settings.rollout_slots,
+        seed: settings.seed,
+    }
+}
+
+fn policy_gradient_config(settings: &RunConfig) -> PolicyGradientConfig {
+    PolicyGradientConfig {
+        prompts_per_step: settings.prompts_per_optimizer_step(),
         num_iterations: settings.num_iterations.max(1) as u64,
+        estimator: AdvantageEstimator::Group(settings.scale_rewards),
         objective: ObjectiveConfig {
             loss_type: settings.loss_type,
             epsilon: settings.epsilon,
@@ -287,26 +304,22 @@ fn grpo_config(settings: &RunConfig, model: &LoadedModel) -> GrpoConfig {
             gamma: settings.gamma,
             ..ObjectiveConfig::default()
         },
-        scale_rewards: settings.scale_rewards,
         mask_truncated_completions: settings.mask_truncated_completions,
-        sampling: sampling(settings),
-        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
-        rollout_slots: settings.rollout_slots,
         max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
         log_completions: settings.log_completions,
-        seed: settings.seed,
     }
 }
 
 /// The frozen start model; none where beta is 0.
-fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Decoder>, RecipeError> {
+fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Reference>, RecipeError> {
     if settings.resolved_beta() <= 0.0 {
         return Ok(None);
     }
-    Ok(Some(match settings.init {
+    let decoder = match settings.init {
         Init::Pretrained => model.decoder(device, false)?.0,
         Init::Random => model.random_decoder(settings.seed, device, false)?,
-    }))
+    };
+    Ok(Some(Reference::new(decoder, None)))
 }
 
 fn policy(

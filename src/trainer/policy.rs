@@ -2,6 +2,7 @@
 //! and their order are not known here.
 
 use super::TrainError;
+use crate::algorithm::Objective;
 use crate::batch::MicroBatch;
 use crate::model::{Decoder, Recorder};
 use crate::ops::head::{LogprobGrads, Predictions, TokenLogprobs, token_logprobs, token_logprobs_backward};
@@ -36,6 +37,21 @@ pub struct Policy {
     pub config: PolicyConfig,
 }
 
+/// Derivatives of a step's loss with respect to what a micro-batch predicts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenGrads {
+    /// By each log-prob, `[R]`.
+    pub logprobs: Vec<f64>,
+    /// By each entropy, `[R]`; `None`: the loss does not depend on them.
+    pub entropies: Option<Vec<f64>>,
+}
+
+impl From<Objective> for TokenGrads {
+    fn from(objective: Objective) -> Self {
+        Self { logprobs: objective.grad, entropies: objective.entropy_grad }
+    }
+}
+
 /// What an update did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Update {
@@ -55,7 +71,7 @@ impl Policy {
     }
 
     /// Runs a micro-batch forward and backward: `objective` turns log-probs and entropies of the predicted tokens into
-    /// the derivative of the step's loss with respect to each log-prob, and the gradients are added up.
+    /// the derivatives of the step's loss with respect to them, and the gradients are added up.
     ///
     /// # Shapes
     /// log-probs, entropies and derivatives `[R]` (see [`MicroBatch`]), nats
@@ -66,15 +82,17 @@ impl Policy {
         &self,
         batch: &MicroBatch,
         temperature: f32,
-        objective: impl FnOnce(&TokenLogprobs) -> Result<Vec<f64>, TrainError>,
+        objective: impl FnOnce(&TokenLogprobs) -> Result<TokenGrads, TrainError>,
     ) -> Result<(), TrainError> {
         let mut recorder = Recorder::new(self.config.gradient_checkpointing);
         let hidden = self.decoder.forward(&batch.tokens, Some(&mut recorder))?;
         let predictions = predictions(batch, temperature);
         let logprobs = token_logprobs(&hidden, self.decoder.head(), predictions)?;
-        let grads: Vec<f32> = objective(&logprobs)?.into_iter().map(|g| g as f32).collect();
+        let grads = objective(&logprobs)?;
+        let narrow = |grads: &[f64]| grads.iter().map(|g| *g as f32).collect::<Vec<f32>>();
+        let (of_logprobs, of_entropies) = (narrow(&grads.logprobs), grads.entropies.as_deref().map(narrow));
         let d_hidden = hidden.zeros_like()?;
-        let upstream = LogprobGrads { logprobs: &grads, entropies: None };
+        let upstream = LogprobGrads { logprobs: &of_logprobs, entropies: of_entropies.as_deref() };
         token_logprobs_backward(upstream, &hidden, self.decoder.head(), predictions, &d_hidden)?;
         drop(hidden);
         Ok(self.decoder.backward(recorder, &batch.tokens, &d_hidden)?)
@@ -126,7 +144,13 @@ pub(super) fn require_finite_loss(step: u64, loss: f64) -> Result<(), NonFinite>
     Watch::require_finite(step, "loss", loss)
 }
 
+/// Log-probs and entropies of a micro-batch's predictions, without a graph.
+pub(super) fn score(decoder: &Decoder, batch: &MicroBatch, temperature: f32) -> Result<TokenLogprobs, TrainError> {
+    let hidden = decoder.forward(&batch.tokens, None)?;
+    Ok(token_logprobs(&hidden, decoder.head(), predictions(batch, temperature))?)
+}
+
 /// What a micro-batch predicts, at a temperature.
-pub(super) fn predictions(batch: &MicroBatch, temperature: f32) -> Predictions<'_> {
+fn predictions(batch: &MicroBatch, temperature: f32) -> Predictions<'_> {
     Predictions { rows: &batch.prediction_rows, targets: &batch.targets, temperature }
 }

@@ -1,189 +1,220 @@
-//! The first half of a GRPO step: prompts -> completions -> rewards -> advantages, and the reference's log-probs.
+//! From prompts to scored completions: what every algorithm that samples begins a step with.
 
-use super::grpo::{Grpo, groups};
 use super::phase::Phase;
-use super::policy::{Policy, predictions};
 use super::prompts::draw;
 use super::{LoggedCompletion, PreparedPrompt, StepContext, TrainError};
-use crate::algorithm::{AdvantageEstimator, Advantages, KlEstimator, compute_advantages, subtract_kl_penalty};
-use crate::batch::pack;
-use crate::checkpoint::{SavedCompletion, SavedGroup, SavedRollouts};
-use crate::ops::head::token_logprobs;
-use crate::reward::RewardInput;
-use crate::rollout::{Engine, Observer, RolloutGroup, RolloutProgress, RolloutRequest};
-use crate::telemetry::{Console, StepMetrics};
-use crate::text::FinishReason;
+use crate::algorithm::{AdvantageEstimator, Advantages, AlgorithmError, ScaleRewards, compute_advantages};
+use crate::checkpoint::{SavedCompletion, SavedGroup};
+use crate::data::RowOrder;
+use crate::model::Decoder;
+use crate::reward::{RewardInput, Scored, WeightedRewards};
+use crate::rollout::{Completion, Engine, Observer, RolloutGroup, RolloutProgress, RolloutRequest, SamplingConfig};
+use crate::telemetry::{Console, StepFacts, StepMetrics};
+use crate::text::{FinishReason, StopRules, Tokenizer};
 use rayon::prelude::*;
-use std::collections::HashMap;
 use std::time::Instant;
 
-/// Fresh rollouts of a step and what is logged about them.
+/// The number of a prompt's greedy completion in the randomness: no sampled one comes that far.
+const GREEDY_COMPLETION: u64 = u64::MAX;
+
+/// How completions are sampled.
+#[derive(Debug, Clone)]
+pub struct RolloutConfig {
+    /// Completions of a prompt.
+    pub num_generations: usize,
+    /// How tokens are drawn.
+    pub sampling: SamplingConfig,
+    /// When completions end.
+    pub stop: StopRules,
+    /// Completions that decode together; 0: all.
+    pub slots: usize,
+    /// Names the draws.
+    pub seed: u64,
+}
+
+/// Prompts in their order, and what turns them into scored completions.
+#[derive(Debug)]
+pub struct RolloutSource {
+    pub config: RolloutConfig,
+    pub prompts: Vec<PreparedPrompt>,
+    pub order: RowOrder,
+    pub rewards: WeightedRewards,
+    pub tokenizer: Tokenizer,
+}
+
+/// The scored completions of one prompt.
+#[derive(Debug)]
+pub(super) struct ScoredGroup {
+    /// What is learned from; advantages and reference log-probs are filled in later.
+    pub saved: SavedGroup,
+    /// Index of the prompt in [`RolloutSource::prompts`].
+    pub prompt: usize,
+    /// Text of each completion.
+    pub texts: Vec<String>,
+    /// Reward of the prompt's greedy completion, where one was sampled.
+    pub greedy_reward: Option<f64>,
+}
+
+/// What a step has sampled so far, in the order in which its prompts were drawn.
+#[derive(Debug, Default)]
 pub(super) struct Rollouts {
-    pub saved: SavedRollouts,
-    pub advantages: Advantages,
-    reward_names: Vec<String>,
-    /// Prompt and completion text of every row.
-    texts: Vec<(String, String)>,
+    pub groups: Vec<ScoredGroup>,
     rollout_secs: f64,
     reward_secs: f64,
 }
 
-impl Grpo {
-    /// Samples, scores and compares the completions of the step's prompts.
-    pub(super) fn sample(&mut self, policy: &Policy, at: &StepContext<'_>) -> Result<Rollouts, TrainError> {
-        at.begin(Phase::Rollout);
-        let started = Instant::now();
-        let indexes = draw(&mut self.order, at.rows_drawn, self.config.prompts_per_step);
-        let prompts: Vec<&PreparedPrompt> = indexes.into_iter().map(|index| &self.prompts[index]).collect();
-        let engine = Engine {
-            decoder: &policy.decoder,
-            tokenizer: &self.tokenizer,
-            sampling: self.config.sampling,
-            stop: &self.config.stop,
-            slots: self.config.rollout_slots,
-            seed: self.config.seed,
-            step: at.step,
-        };
-        let (sampled, stats) = engine.run(&self.requests(&prompts), &mut Bar { console: at.console })?;
-        tracing::debug!(forwarded = stats.tokens_forwarded, sampled = stats.tokens_sampled, "rollout");
-        let rollout_secs = started.elapsed().as_secs_f64();
-
-        at.begin(Phase::Reward);
-        let started = Instant::now();
-        let texts = self.decode(&prompts, &sampled)?;
-        let mut saved = self.score(&prompts, sampled, &texts)?;
-        let reward_secs = started.elapsed().as_secs_f64();
-
-        self.add_reference(&mut saved)?;
-        let advantages = self.compare(&mut saved)?;
-        let reward_names = self.rewards.names().map(str::to_owned).collect();
-        Ok(Rollouts { saved, advantages, reward_names, texts, rollout_secs, reward_secs })
-    }
-
-    /// A prompt that stands in the step twice gets completions with other numbers the second time.
-    fn requests(&self, prompts: &[&PreparedPrompt]) -> Vec<RolloutRequest> {
-        let mut seen: HashMap<u64, u64> = HashMap::new();
-        let request = |prompt: &&PreparedPrompt| {
-            let times = seen.entry(prompt.row).or_default();
-            let first_completion = *times * self.config.num_generations as u64;
-            *times += 1;
-            RolloutRequest {
-                prompt_ids: prompt.ids.clone(),
-                prompt: prompt.row,
-                first_completion,
-                num_generations: self.config.num_generations,
-            }
-        };
-        prompts.iter().map(request).collect()
-    }
-
-    fn decode(
-        &self,
-        prompts: &[&PreparedPrompt],
-        sampled: &[RolloutGroup],
-    ) -> Result<Vec<(String, String)>, TrainError> {
-        let rows = prompts.iter().zip(sampled).flat_map(|(p, g)| g.completions.iter().map(|c| (*p, c)));
-        rows.map(|(prompt, c)| Ok((prompt.text.clone(), self.tokenizer.decode(&c.ids)?))).collect()
-    }
-
-    /// The rewards of every completion, in parallel.
-    fn score(
-        &self,
-        prompts: &[&PreparedPrompt],
-        sampled: Vec<RolloutGroup>,
-        texts: &[(String, String)],
-    ) -> Result<SavedRollouts, TrainError> {
-        let rows: Vec<_> =
-            prompts.iter().zip(&sampled).flat_map(|(p, g)| g.completions.iter().map(move |c| (*p, c))).collect();
-        let scored = rows
-            .par_iter()
-            .zip(texts)
-            .map(|((prompt, c), (_, completion))| {
-                let (columns, line) = (&prompt.columns, prompt.line);
-                let input = RewardInput { prompt: &prompt.text, completion, completion_ids: &c.ids, columns, line };
-                self.rewards.score(&input)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut scored = scored.into_iter();
-        let groups = sampled.into_iter().zip(prompts).map(|(group, prompt)| SavedGroup {
-            row: prompt.row,
-            prompt_ids: group.prompt_ids,
-            completions: group
-                .completions
-                .into_iter()
-                .zip(scored.by_ref())
-                .map(|(c, scored)| SavedCompletion {
-                    ids: c.ids,
-                    old_logprobs: c.sampling_logprobs,
-                    ref_logprobs: Vec::new(),
-                    is_truncated: c.finish_reason == FinishReason::Length,
-                    reward: scored.total,
-                    reward_parts: scored.parts,
-                    advantage: 0.0,
-                })
-                .collect(),
-        });
-        Ok(SavedRollouts { groups: groups.collect() })
-    }
-
-    /// Fills in the reference policy's log-probs, where there is one.
-    fn add_reference(&self, saved: &mut SavedRollouts) -> Result<(), TrainError> {
-        let Some(reference) = &self.reference else { return Ok(()) };
-        let mut found: Vec<(usize, Vec<f32>)> = Vec::new();
-        for batch in pack(&groups(saved), self.config.max_tokens_per_micro_batch) {
-            let hidden = reference.forward(&batch.tokens, None)?;
-            let at = predictions(&batch, self.config.sampling.logprob_temperature());
-            let scored = token_logprobs(&hidden, reference.head(), at)?;
-            let of_row = |range: &std::ops::Range<usize>| scored.logprobs[range.clone()].to_vec();
-            found.extend(batch.rows.iter().copied().zip(batch.ranges.iter().map(of_row)));
+impl RolloutSource {
+    /// Draws the next `count` prompts after those of the run and of `rollouts`, samples and scores their completions,
+    /// and adds them to `rollouts`.
+    ///
+    /// # Errors
+    /// Fails where a completion cannot be sampled or scored.
+    pub(super) fn sample(
+        &mut self,
+        decoder: &Decoder,
+        at: &StepContext<'_>,
+        count: usize,
+        rollouts: &mut Rollouts,
+    ) -> Result<(), TrainError> {
+        let indexes = draw(&mut self.order, at.rows_drawn + rollouts.groups.len() as u64, count);
+        let mut requests: Vec<RolloutRequest> = Vec::with_capacity(count);
+        for (number, index) in indexes.iter().enumerate() {
+            // A prompt that stands in the step more than once gets completions with other numbers each time.
+            let earlier = rollouts.groups.iter().map(|group| group.prompt).chain(indexes[..number].iter().copied());
+            let times = earlier.filter(|other| other == index).count();
+            let first = (times * self.config.num_generations) as u64;
+            requests.push(self.request(*index, first, self.config.num_generations));
         }
-        let mut rows: Vec<&mut SavedCompletion> = saved.groups.iter_mut().flat_map(|g| &mut g.completions).collect();
-        for (row, logprobs) in found {
-            rows[row].ref_logprobs = logprobs;
+        let sampled = self.run(decoder, at, self.config.sampling, &requests, rollouts)?;
+        let scored = self.score(at, &indexes, &sampled, rollouts)?;
+        for ((prompt, group), scored) in indexes.into_iter().zip(sampled).zip(scored) {
+            let (texts, scored): (Vec<String>, Vec<Scored>) = scored.into_iter().unzip();
+            let completions = group.completions.into_iter().zip(scored).map(|(c, scored)| completion(c, scored));
+            let (row, prompt_ids) = (self.prompts[prompt].row, group.prompt_ids);
+            let saved = SavedGroup { row, prompt_ids, completions: completions.collect() };
+            rollouts.groups.push(ScoredGroup { saved, prompt, texts, greedy_reward: None });
         }
         Ok(())
     }
 
-    /// Fills in the advantages.
-    fn compare(&self, saved: &mut SavedRollouts) -> Result<Advantages, TrainError> {
-        let rows: Vec<&SavedCompletion> = saved.groups.iter().flat_map(|group| &group.completions).collect();
-        let mut rewards: Vec<Option<f64>> = rows.iter().map(|row| row.reward).collect();
-        let num_generations = self.config.num_generations;
-        let estimator = AdvantageEstimator::Group(self.config.scale_rewards);
-        // What is logged is said of the rewards alone, without a penalty.
-        let logged = compute_advantages(&rewards, num_generations, estimator, None)?;
-        let objective = &self.config.objective;
-        if objective.kl_estimator == KlEstimator::K1 && objective.beta > 0.0 {
-            let flat = |values: fn(&SavedCompletion) -> &Vec<f32>| -> Vec<f64> {
-                rows.iter().flat_map(|row| values(row)).copied().map(f64::from).collect()
-            };
-            let mut end = 0;
-            let ranges: Vec<_> = rows
-                .iter()
-                .map(|row| {
-                    end += row.ids.len();
-                    end - row.ids.len()..end
-                })
-                .collect();
-            let is_active = |row: &&SavedCompletion| !(self.config.mask_truncated_completions && row.is_truncated);
-            let completion_mask: Vec<bool> =
-                rows.iter().flat_map(|row| std::iter::repeat_n(is_active(row), row.ids.len())).collect();
-            let (old, reference) = (flat(|row| &row.old_logprobs), flat(|row| &row.ref_logprobs));
-            subtract_kl_penalty(&mut rewards, &old, &reference, &ranges, &completion_mask, objective.beta)?;
+    /// Scores a greedy completion of every prompt of `rollouts`: a baseline, and not learned from.
+    ///
+    /// # Errors
+    /// As [`RolloutSource::sample`].
+    pub(super) fn add_greedy(
+        &self,
+        decoder: &Decoder,
+        at: &StepContext<'_>,
+        rollouts: &mut Rollouts,
+    ) -> Result<(), TrainError> {
+        let indexes: Vec<usize> = rollouts.groups.iter().map(|group| group.prompt).collect();
+        let requests: Vec<_> = indexes.iter().map(|index| self.request(*index, GREEDY_COMPLETION, 1)).collect();
+        let sampled = self.run(decoder, at, SamplingConfig::greedy(), &requests, rollouts)?;
+        let scored = self.score(at, &indexes, &sampled, rollouts)?;
+        for (group, scored) in rollouts.groups.iter_mut().zip(scored) {
+            group.greedy_reward = scored.first().and_then(|(_, scored)| scored.total);
         }
-        let advantages = compute_advantages(&rewards, num_generations, estimator, None)?.advantages;
-        let rows = saved.groups.iter_mut().flat_map(|group| &mut group.completions);
-        rows.zip(&advantages).for_each(|(row, advantage)| row.advantage = *advantage);
-        Ok(Advantages { advantages, ..logged })
+        Ok(())
+    }
+
+    fn request(&self, prompt: usize, first_completion: u64, num_generations: usize) -> RolloutRequest {
+        let prompt = &self.prompts[prompt];
+        RolloutRequest { prompt_ids: prompt.ids.clone(), prompt: prompt.row, first_completion, num_generations }
+    }
+
+    fn run(
+        &self,
+        decoder: &Decoder,
+        at: &StepContext<'_>,
+        sampling: SamplingConfig,
+        requests: &[RolloutRequest],
+        rollouts: &mut Rollouts,
+    ) -> Result<Vec<RolloutGroup>, TrainError> {
+        at.begin(Phase::Rollout);
+        let started = Instant::now();
+        let engine = Engine {
+            decoder,
+            tokenizer: &self.tokenizer,
+            sampling,
+            stop: &self.config.stop,
+            slots: self.config.slots,
+            seed: self.config.seed,
+            step: at.step,
+        };
+        let (sampled, stats) = engine.run(requests, &mut Bar { console: at.console })?;
+        tracing::debug!(forwarded = stats.tokens_forwarded, sampled = stats.tokens_sampled, "rollout");
+        rollouts.rollout_secs += started.elapsed().as_secs_f64();
+        Ok(sampled)
+    }
+
+    /// Text and score of every completion, in parallel.
+    fn score(
+        &self,
+        at: &StepContext<'_>,
+        prompts: &[usize],
+        sampled: &[RolloutGroup],
+        rollouts: &mut Rollouts,
+    ) -> Result<Vec<Vec<(String, Scored)>>, TrainError> {
+        at.begin(Phase::Reward);
+        let started = Instant::now();
+        let of_completion = |prompt: &PreparedPrompt, c: &Completion| -> Result<(String, Scored), TrainError> {
+            let completion = self.tokenizer.decode(&c.ids)?;
+            let (columns, line) = (&prompt.columns, prompt.line);
+            let (prompt, completion_ids) = (&prompt.text, &c.ids);
+            let input = RewardInput { prompt, completion: &completion, completion_ids, columns, line };
+            let scored = self.rewards.score(&input)?;
+            Ok((completion, scored))
+        };
+        let groups = prompts.par_iter().zip(sampled).map(|(prompt, group)| {
+            let prompt = &self.prompts[*prompt];
+            group.completions.par_iter().map(|c| of_completion(prompt, c)).collect::<Result<Vec<_>, _>>()
+        });
+        let scored = groups.collect::<Result<Vec<_>, _>>()?;
+        rollouts.reward_secs += started.elapsed().as_secs_f64();
+        Ok(scored)
+    }
+}
+
+fn completion(sampled: Completion, scored: Scored) -> SavedCompletion {
+    SavedCompletion {
+        ids: sampled.ids,
+        old_logprobs: sampled.sampling_logprobs,
+        ref_logprobs: Vec::new(),
+        is_truncated: sampled.finish_reason == FinishReason::Length,
+        reward: scored.total,
+        reward_parts: scored.parts,
+        advantage: 0.0,
+        token_advantages: Vec::new(),
+        keep: Vec::new(),
     }
 }
 
 impl Rollouts {
-    pub(super) fn add_metrics(&self, metrics: &mut StepMetrics) {
-        let rows: Vec<&SavedCompletion> = self.saved.groups.iter().flat_map(|group| &group.completions).collect();
-        metrics.gauge("reward", self.advantages.batch.mean);
-        metrics.gauge("reward_std", self.advantages.batch.std);
-        for (index, name) in self.reward_names.iter().enumerate() {
+    /// Mean and spread of the rewards, of all and of each group.
+    ///
+    /// # Errors
+    /// Where groups have different sizes, which no source makes.
+    pub fn reward_stats(&self, num_generations: usize) -> Result<Advantages, AlgorithmError> {
+        let rewards: Vec<Option<f64>> = self.completions().map(|row| row.reward).collect();
+        compute_advantages(&rewards, num_generations, AdvantageEstimator::Group(ScaleRewards::None), None)
+    }
+
+    pub fn completions(&self) -> impl Iterator<Item = &SavedCompletion> {
+        self.groups.iter().flat_map(|group| &group.saved.completions)
+    }
+
+    /// Tokens of all prompts and completions.
+    pub fn num_tokens(&self) -> u64 {
+        let prompts = self.groups.iter().map(|group| group.saved.prompt_ids.len() * group.saved.completions.len());
+        (prompts.sum::<usize>() + self.completions().map(|row| row.ids.len()).sum::<usize>()) as u64
+    }
+
+    /// Adds what is said of the completions and their rewards.
+    pub fn add_metrics(&self, metrics: &mut StepMetrics, source: &RolloutSource, stats: &Advantages) {
+        let rows: Vec<&SavedCompletion> = self.completions().collect();
+        metrics.gauge("reward", stats.batch.mean);
+        metrics.gauge("reward_std", stats.batch.std);
+        for (index, name) in source.rewards.names().enumerate() {
             let scores: Vec<f64> = rows.iter().filter_map(|row| row.reward_parts[index]).collect();
             let mean = scores.iter().sum::<f64>() / scores.len().max(1) as f64;
             let squares: f64 = scores.iter().map(|s| (s - mean).powi(2)).sum();
@@ -191,8 +222,10 @@ impl Rollouts {
             let std = (squares / scores.len().saturating_sub(1).max(1) as f64).sqrt();
             metrics.gauge(&format!("rewards/{name}/std"), std);
         }
-        let groups = self.saved.groups.len() as u64;
-        metrics.mean("frac_reward_zero_std", self.advantages.zero_std_groups as f64, groups);
+        metrics.mean("frac_reward_zero_std", stats.zero_std_groups as f64, self.groups.len() as u64);
+        for reward in self.groups.iter().filter_map(|group| group.greedy_reward) {
+            metrics.mean("greedy_reward", reward, 1);
+        }
         for row in &rows {
             let length = row.ids.len() as f64;
             metrics.mean("completions/mean_length", length, 1);
@@ -212,21 +245,38 @@ impl Rollouts {
         metrics.gauge("perf/rollout_secs", self.rollout_secs);
         metrics.gauge("perf/reward_secs", self.reward_secs);
     }
-}
 
-/// The first `count` completions as they go to `completions.jsonl`.
-pub(super) fn log_completions(rollouts: &Rollouts, step: u64, count: usize) -> Vec<LoggedCompletion> {
-    let rows = rollouts.saved.groups.iter().flat_map(|group| &group.completions);
-    let logged = rows.zip(&rollouts.texts).take(count).map(|(row, (prompt, completion))| LoggedCompletion {
-        step,
-        prompt: prompt.clone(),
-        completion: completion.clone(),
-        rewards: rollouts.reward_names.iter().cloned().zip(row.reward_parts.iter().copied()).collect(),
-        reward: row.reward,
-        advantage: row.advantage,
-        finish_reason: if row.is_truncated { FinishReason::Length } else { FinishReason::Stop },
-    });
-    logged.collect()
+    /// What the watch looks at.
+    pub fn facts(&self, step: u64, source: &RolloutSource, stats: &Advantages) -> StepFacts {
+        StepFacts {
+            step,
+            num_completions: self.completions().count() as u64,
+            num_truncated: self.completions().filter(|row| row.is_truncated).count() as u64,
+            max_completion_length: source.config.stop.max_completion_length,
+            num_groups: self.groups.len() as u64,
+            num_equal_groups: stats.zero_std_groups as u64,
+            mean_reward: stats.batch.mean,
+        }
+    }
+
+    /// The first `count` completions as they go to `completions.jsonl`.
+    pub fn log(&self, source: &RolloutSource, step: u64, count: usize) -> Vec<LoggedCompletion> {
+        let names: Vec<String> = source.rewards.names().map(str::to_owned).collect();
+        let rows = self.groups.iter().flat_map(|group| {
+            let prompt = &source.prompts[group.prompt].text;
+            group.saved.completions.iter().zip(&group.texts).map(move |(row, text)| (prompt, row, text))
+        });
+        let logged = rows.take(count).map(|(prompt, row, completion)| LoggedCompletion {
+            step,
+            prompt: prompt.clone(),
+            completion: completion.clone(),
+            rewards: names.iter().cloned().zip(row.reward_parts.iter().copied()).collect(),
+            reward: row.reward,
+            advantage: row.advantage,
+            finish_reason: if row.is_truncated { FinishReason::Length } else { FinishReason::Stop },
+        });
+        logged.collect()
+    }
 }
 
 /// Shows how far the rollout is.

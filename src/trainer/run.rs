@@ -4,7 +4,7 @@
 use super::phase::Phase;
 use super::save::{ModelWriter, Snapshot};
 use super::stop::StopSignal;
-use super::{Grpo, Policy, Sft, StepContext, StepOutput, TrainError};
+use super::{Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
 use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
 use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
@@ -18,9 +18,35 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub enum Method {
     /// Sample, score, reinforce.
-    Grpo(Box<Grpo>),
+    PolicyGradient(Box<PolicyGradient>),
     /// Learn given completions.
     Sft(Sft),
+}
+
+impl Method {
+    /// The policy that the trained one is held to, where there is one.
+    #[must_use]
+    pub fn reference(&self) -> Option<&Reference> {
+        match self {
+            Self::PolicyGradient(method) => method.reference.as_ref(),
+            Self::Sft(_) => None,
+        }
+    }
+
+    /// As [`Method::reference`], to be changed.
+    pub fn reference_mut(&mut self) -> Option<&mut Reference> {
+        match self {
+            Self::PolicyGradient(method) => method.reference.as_mut(),
+            Self::Sft(_) => None,
+        }
+    }
+
+    fn step(&mut self, policy: &mut Policy, at: &StepContext<'_>) -> Result<StepOutput, TrainError> {
+        match self {
+            Self::PolicyGradient(method) => method.step(policy, at),
+            Self::Sft(method) => method.step(policy, at),
+        }
+    }
 }
 
 /// When things happen.
@@ -133,16 +159,18 @@ impl Trainer {
             kept: self.kept.as_ref(),
             console: &self.console,
         };
-        match &mut self.method {
-            Method::Grpo(grpo) => grpo.step(&mut self.policy, &at),
-            Method::Sft(sft) => sft.step(&mut self.policy, &at),
+        let output = self.method.step(&mut self.policy, &at)?;
+        if let Some(reference) = self.method.reference_mut() {
+            reference.follow(&self.policy.decoder, at.step)?;
         }
+        Ok(output)
     }
 
     /// Takes over the counters of a step that is done, evaluates where it is time to, and logs.
     fn finish_step(&mut self, output: StepOutput) -> Result<(), TrainError> {
         let step = self.state.step + 1;
         self.state.step = step;
+        self.state.idle_steps += u64::from(output.is_idle);
         self.state.rows_drawn = output.rows_drawn;
         self.state.num_tokens = output.num_tokens;
         self.state.iteration = output.iteration;
@@ -217,6 +245,7 @@ impl Trainer {
     fn snapshot(&self) -> Snapshot<'_> {
         Snapshot {
             policy: &self.policy,
+            reference: self.method.reference(),
             state: &self.state,
             history: &self.history,
             kept: self.kept.as_ref(),

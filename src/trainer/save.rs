@@ -1,25 +1,28 @@
 //! Writing a checkpoint of a run, and continuing from one.
 
-use super::TrainError;
 use super::policy::Policy;
+use super::{Reference, TrainError};
 use crate::checkpoint::{
-    CheckpointError, SavedRollouts, TrainerState, TrainingState, read_tensors, write_tensors_with,
+    CheckpointError, NamedTensor, SavedRollouts, TrainerState, TrainingState, read_tensors, write_tensors_with,
 };
 use crate::model::Params;
 use crate::ops::storage::update;
 use candle_core::Tensor;
 use std::borrow::Cow;
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// Writes the Hugging Face folder of a model: weights, configuration, tokenizer.
 pub type ModelWriter = Box<dyn Fn(&Path, &Params) -> Result<(), TrainError>>;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const REFERENCE_FILE: &str = "reference.safetensors";
 const RUN_CONFIG_FILE: &str = "run_config.toml";
 
 /// Everything that a checkpoint holds beside the model.
 pub(super) struct Snapshot<'a> {
     pub policy: &'a Policy,
+    pub reference: Option<&'a Reference>,
     pub state: &'a TrainingState,
     pub history: &'a TrainerState,
     pub kept: Option<&'a SavedRollouts>,
@@ -31,6 +34,10 @@ impl Snapshot<'_> {
     pub fn write(&self, folder: &Path, write_model: &ModelWriter) -> Result<(), TrainError> {
         write_model(folder, self.policy.decoder.params())?;
         self.write_optimizer(&folder.join(OPTIMIZER_FILE))?;
+        // A reference that has not moved is the start model.
+        if let Some(reference) = self.reference.filter(|reference| reference.has_moved) {
+            write_params(&folder.join(REFERENCE_FILE), reference.decoder.params())?;
+        }
         self.state.save(folder)?;
         self.history.save(folder)?;
         if let Some(kept) = self.kept {
@@ -64,29 +71,73 @@ const MASTER: &str = "master.";
 const FIRST_MOMENT: &str = "m.";
 const SECOND_MOMENT: &str = "v.";
 
-/// Puts weights and moments of the checkpoint in `folder` into the policy.
+/// Weights, f32.
+fn write_params(path: &Path, params: &Params) -> Result<(), TrainError> {
+    let specs: Vec<(&str, &[usize])> = params.iter().map(|p| (p.name.as_str(), p.weight.value().dims())).collect();
+    let values: Vec<&Tensor> = params.iter().map(|p| p.weight.value()).collect();
+    write_tensors_with(path, &specs, |index| {
+        Ok::<_, TrainError>(Cow::Owned(values[index].flatten_all()?.to_vec1::<f32>()?))
+    })
+}
+
+/// The tensors of a file, to be taken out by name.
+struct Tensors {
+    path: PathBuf,
+    by_name: HashMap<String, NamedTensor>,
+}
+
+impl Tensors {
+    fn read(path: PathBuf) -> Result<Self, TrainError> {
+        let by_name = read_tensors(&path)?.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Ok(Self { path, by_name })
+    }
+
+    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TrainError> {
+        let tensor = self.by_name.remove(name).filter(|tensor| tensor.shape == shape);
+        let missing = || CheckpointError::corrupt(&self.path, format!("has no tensor {name} of shape {shape:?}"));
+        Ok(tensor.map(|tensor| tensor.data).ok_or_else(missing)?)
+    }
+}
+
+fn overwrite(weight: &Tensor, values: &[f32]) -> Result<(), TrainError> {
+    update(&weight.flatten_all()?, |m| {
+        m.data.copy_from_slice(values);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Puts weights and moments of the checkpoint in `folder` into the policy. `updates`: those that its optimizer has made.
 ///
 /// # Errors
 /// Fails where a tensor is missing or has another shape.
-pub fn restore(policy: &mut Policy, folder: &Path, step: u64) -> Result<(), TrainError> {
-    let path = folder.join(OPTIMIZER_FILE);
-    let mut tensors: std::collections::HashMap<String, _> =
-        read_tensors(&path)?.into_iter().map(|t| (t.name.clone(), t)).collect();
-    let mut take = |name: String, shape: &[usize]| {
-        let tensor = tensors.remove(&name).filter(|t| t.shape == shape);
-        let missing = || CheckpointError::corrupt(&path, format!("has no tensor {name} of shape {shape:?}"));
-        tensor.map(|t| t.data).ok_or_else(missing)
-    };
+pub fn restore(policy: &mut Policy, folder: &Path, updates: u64) -> Result<(), TrainError> {
+    let mut tensors = Tensors::read(folder.join(OPTIMIZER_FILE))?;
     for (index, param) in policy.decoder.params().iter().enumerate() {
         let shape = param.weight.value().dims();
-        let master = take(format!("{MASTER}{}", param.name), shape)?;
-        update(&param.weight.value().flatten_all()?, |m| {
-            m.data.copy_from_slice(&master);
-            Ok(())
-        })?;
-        policy.optimizer.m[index] = take(format!("{FIRST_MOMENT}{}", param.name), shape)?;
-        policy.optimizer.v[index] = take(format!("{SECOND_MOMENT}{}", param.name), shape)?;
+        overwrite(param.weight.value(), &tensors.take(&format!("{MASTER}{}", param.name), shape)?)?;
+        policy.optimizer.m[index] = tensors.take(&format!("{FIRST_MOMENT}{}", param.name), shape)?;
+        policy.optimizer.v[index] = tensors.take(&format!("{SECOND_MOMENT}{}", param.name), shape)?;
     }
-    policy.optimizer.step = step;
+    policy.optimizer.step = updates;
+    Ok(())
+}
+
+/// Puts the weights that the checkpoint in `folder` has for the reference into it, if there are any: without them it is
+/// the start model still.
+///
+/// # Errors
+/// Fails where a tensor is missing or has another shape.
+pub fn restore_reference(reference: &mut Reference, folder: &Path) -> Result<(), TrainError> {
+    let path = folder.join(REFERENCE_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut tensors = Tensors::read(path)?;
+    for param in reference.decoder.params().iter() {
+        let value = param.weight.value();
+        overwrite(value, &tensors.take(&param.name, value.dims())?)?;
+    }
+    reference.has_moved = true;
     Ok(())
 }

@@ -3,11 +3,10 @@
 use super::phase::Phase;
 use super::policy::{Policy, require_finite_loss};
 use super::prompts::draw;
-use super::{StepContext, StepOutput, TrainError};
+use super::{StepContext, StepLog, StepOutput, TrainError};
 use crate::algorithm::compute_sft_objective;
 use crate::batch::{Group, pack};
 use crate::data::{Row, RowOrder};
-use crate::telemetry::StepMetrics;
 use crate::text::PromptRenderer;
 use std::path::Path;
 use std::time::Instant;
@@ -106,7 +105,7 @@ impl Sft {
                 let objective = compute_sft_objective(&logprobs, active_tokens);
                 loss += objective.loss;
                 entropy += scored.entropies.iter().copied().map(f64::from).sum::<f64>();
-                Ok(objective.grad)
+                Ok(objective.into())
             })?;
         }
         require_finite_loss(at.step, loss)?;
@@ -116,19 +115,17 @@ impl Sft {
 
         let mut output = StepOutput::after(at);
         output.rows_drawn += self.config.rows_per_step as u64;
-        let num_tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.completion_ids.len()).sum();
-        output.num_tokens += num_tokens as u64;
-        let mut metrics = StepMetrics::new();
-        metrics.gauge("loss", loss);
-        metrics.mean("entropy", entropy, active_tokens as u64);
-        metrics.gauge("grad_norm", update.grad_norm);
-        metrics.gauge("learning_rate", update.learning_rate);
-        metrics.gauge("epoch", output.rows_drawn as f64 / self.examples.len().max(1) as f64);
-        metrics.count("num_tokens", output.num_tokens);
-        let step_time = started.elapsed().as_secs_f64();
-        metrics.gauge("step_time", step_time);
-        metrics.gauge("perf/tokens_per_sec", num_tokens as f64 / step_time);
-        output.metrics = metrics;
+        let trained_tokens: usize = examples.iter().map(|e| e.prompt_ids.len() + e.completion_ids.len()).sum();
+        output.num_tokens += trained_tokens as u64;
+        output.metrics.mean("entropy", entropy, active_tokens as u64);
+        output.log_step(&StepLog {
+            loss: Some(loss),
+            update: Some(update),
+            num_rows: self.examples.len(),
+            trained_tokens,
+            train_secs: started.elapsed().as_secs_f64(),
+            started,
+        });
         Ok(output)
     }
 }
