@@ -12,7 +12,8 @@ use record::{completions_at, record, train_seconds};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
-use tables::{Measures, Point, RunResult, TABLES, disagreement, fill, load, table};
+use std::process::Command;
+use tables::{Measures, Point, ROWS, RunResult, TABLES, disagreement, fill, load, table};
 
 #[test]
 fn the_readme_shows_the_results() {
@@ -22,6 +23,35 @@ fn the_readme_shows_the_results() {
     if let Some(difference) = disagreement(&readme, &results) {
         panic!("{difference}\nto correct it: cargo run --release --example results_table -- fill README.md");
     }
+}
+
+/// Every row of the tables can be run, and what cannot be run is told before anything is built.
+#[test]
+fn the_script_knows_the_rows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = fs::read_to_string(root.join("scripts/results.sh")).unwrap();
+    let head: String =
+        script.lines().take_while(|line| line.starts_with('#')).map(|line| line.replace('#', "")).collect();
+    for row in ROWS {
+        assert!(head.contains(row), "{row}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |row: &str, seed: &str| {
+        let done = Command::new("bash")
+            .arg(root.join("scripts/results.sh"))
+            .args([row, seed])
+            .env("RESULTS", folder.path())
+            .output()
+            .unwrap();
+        (done.status.code(), String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned())
+    };
+    for row in ROWS {
+        fs::write(folder.path().join(format!("{row}-7.json")), "").unwrap();
+        let (code, said) = run(row, "7");
+        assert!(code == Some(0) && said.contains(&format!("{row}-7.json is there")), "{code:?} {said}");
+    }
+    assert_eq!(run("addition", "7"), (Some(2), "results: there is no row 'addition'\n".into()));
+    assert_eq!(run("letter-e", "x"), (Some(2), "results: the seed is a whole number, not 'x'\n".into()));
 }
 
 fn measures(accuracy: f64) -> Measures {

@@ -73,7 +73,7 @@ pub struct Point {
 pub const TABLES: [&str; 4] = ["addition", "curve", "letter", "shouting"];
 
 /// Rows in the order of the tables; others follow by name.
-const ORDER: [&str; 9] = [
+pub const ROWS: [&str; 9] = [
     "addition-grpo",
     "addition-grpo-clipped",
     "addition-rloo",
@@ -102,7 +102,7 @@ pub fn load(folder: &Path) -> Result<Vec<RunResult>, Box<dyn Error>> {
             results.push(result);
         }
     }
-    let rank = |row: &str| ORDER.iter().position(|known| *known == row).unwrap_or(ORDER.len());
+    let rank = |row: &str| ROWS.iter().position(|known| *known == row).unwrap_or(ROWS.len());
     results.sort_by(|a, b| (rank(&a.row), &a.row, a.seed).cmp(&(rank(&b.row), &b.row, b.seed)));
     Ok(results)
 }
