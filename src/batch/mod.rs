@@ -98,6 +98,21 @@ pub fn pack(groups: &[Group<'_>], max_tokens: usize) -> Vec<MicroBatch> {
     batches
 }
 
+/// Cuts a text into blocks in which each of `block_size` tokens predicts its successor; the last one may be shorter.
+///
+/// A block's last token is the first of the next one, so that every token but the very first is predicted once.
+///
+/// ```
+/// use candlewick::batch::blocks;
+///
+/// let cut: Vec<&[u32]> = blocks(&[1, 2, 3, 4, 5, 6], 2).collect();
+/// assert_eq!(cut, [&[1, 2, 3][..], &[3, 4, 5], &[5, 6]]);
+/// ```
+pub fn blocks(ids: &[u32], block_size: usize) -> impl Iterator<Item = &[u32]> {
+    let predicted = ids.len().saturating_sub(1);
+    (0..predicted).step_by(block_size.max(1)).map(move |start| &ids[start..=predicted.min(start + block_size.max(1))])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,12 @@ pub enum DataError {
     NotAFile { path: PathBuf, found: &'static str },
     #[error("{path} is {found}, not JSON Lines")]
     WrongFormat { path: PathBuf, found: &'static str },
+    #[error("{path} is {found}, not a text file")]
+    NotText { path: PathBuf, found: &'static str },
+    #[error("{path}:{line}: not valid UTF-8: byte {offset} of the file is 0x{byte:02x}")]
+    Utf8 { path: PathBuf, line: usize, offset: usize, byte: u8 },
+    #[error("{path} has no text")]
+    EmptyText { path: PathBuf },
     #[error("{path} has no rows")]
     Empty { path: PathBuf },
     #[error("{path} has no usable row: all {skipped} rows are bad\n{}", list_faults(path, faults, *skipped))]
@@ -31,11 +37,16 @@ pub enum DataError {
 impl Diagnose for DataError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::WrongFormat { found, .. } if found.starts_with("gzip") => "Unpack it first: gunzip FILE",
+            Self::WrongFormat { found, .. } | Self::NotText { found, .. } if found.starts_with("gzip") => {
+                "Unpack it first: gunzip FILE"
+            }
             Self::WrongFormat { found, .. } if found.starts_with("one JSON array") => {
                 "Write one object a line: jq -c '.[]' FILE > FILE.jsonl"
             }
             Self::WrongFormat { .. } => "Give a UTF-8 text file with one JSON object a line",
+            Self::NotText { .. } => "Give a text file in UTF-8",
+            Self::Utf8 { .. } => "Save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE, if it is Latin-1",
+            Self::EmptyText { .. } => "Give a file with some text to learn",
             Self::Empty { .. } => {
                 "Give a file with at least one row such as {\"prompt\": \"12 + 7 =\", \"answer\": \"19\"}"
             }

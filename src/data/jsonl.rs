@@ -134,16 +134,21 @@ pub fn load_jsonl(path: &Path, config: &JsonlConfig) -> Result<Dataset, DataErro
     Ok(Dataset { rows, skipped: num_bad, skipped_faults: faults, sha256 })
 }
 
-/// Recognises files of another kind by their first bytes.
+/// Recognises files of another kind than JSON Lines by their first bytes.
 fn foreign_format(start: &[u8]) -> Option<&'static str> {
     let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start);
+    let is_array = text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
+    binary_format(start).or(is_array.then_some("one JSON array"))
+}
+
+/// Recognises files that are no UTF-8 text by their first bytes.
+pub(super) fn binary_format(start: &[u8]) -> Option<&'static str> {
     match start {
         [0x1F, 0x8B, ..] => Some("gzip data"),
         [b'P', b'K', 3, 4, ..] => Some("a zip archive"),
         [b'P', b'A', b'R', b'1', ..] => Some("a Parquet file"),
         [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Some("UTF-16 text"),
         [0x28, 0xB5, 0x2F, 0xFD, ..] => Some("zstd data"),
-        _ if text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') => Some("one JSON array"),
         _ => None,
     }
 }

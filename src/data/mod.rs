@@ -1,4 +1,4 @@
-//! Data files to prompts: JSONL rows with their columns, the order in which training draws them, synthetic sums.
+//! Data files: JSONL rows with their columns, plain texts, the order in which training draws them, synthetic sums.
 //!
 //! A row is a prompt plus every other column of its line; the columns reach the rewards by name. Nothing here knows
 //! models or tokens. Faults in a file are told with file, line, column and the start of the line.
@@ -9,6 +9,7 @@ mod jsonl;
 mod order;
 mod parse;
 mod row;
+mod text;
 
 pub use arithmetic::{
     ArithmeticConfig, Operator, Question, Split, arithmetic, write_arithmetic, write_arithmetic_split,
@@ -17,3 +18,4 @@ pub use error::{DataError, Fault, RowFault};
 pub use jsonl::{Dataset, JsonlConfig, OnBadRow, RowKind, load_jsonl};
 pub use order::RowOrder;
 pub use row::{Columns, Row};
+pub use text::{TextFile, load_text};

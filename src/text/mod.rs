@@ -4,6 +4,7 @@
 //! [`Prompt`] -> [`PromptRenderer`] -> ids; a completion goes ids -> [`TextStream`] / [`StopState`] -> text.
 //! Completions are never tokenised again: the ids of the sampler are what is trained.
 
+mod byte_level;
 mod chat;
 mod error;
 mod python;
@@ -14,6 +15,7 @@ mod stream;
 mod test_tokenizer;
 mod tokenizer;
 
+pub use byte_level::{END_OF_TEXT, TokenizerFiles, byte_level_tokenizer, bytes_of};
 pub use chat::{ChatTemplate, RenderOptions, TemplateSource};
 pub use error::TextError;
 pub(crate) use error::excerpt;

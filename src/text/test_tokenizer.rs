@@ -5,14 +5,7 @@ use std::fs;
 use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
-
-/// The printable character that byte-level vocabularies write for each byte (GPT-2's table).
-fn byte_char(byte: u8) -> char {
-    let printable = |b: u32| (0x21..=0x7E).contains(&b) || (0xA1..=0xAC).contains(&b) || (0xAE..=0xFF).contains(&b);
-    let byte = u32::from(byte);
-    let code = if printable(byte) { byte } else { 256 + (0..byte).filter(|&b| !printable(b)).count() as u32 };
-    char::from_u32(code).unwrap()
-}
+use super::byte_level::byte_char;
 
 fn load(tokenizer: &Value, config: &Value) -> Tokenizer {
     let folder = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use tokenizers::AddedToken;
+use tokenizers::{AddedToken, ModelWrapper};
 
 use super::error::{TextError, excerpt};
 use crate::io::IoError;
@@ -51,6 +51,7 @@ struct Inner {
     special: SpecialTokens,
     vocab_size: usize,
     eos_id: Option<u32>,
+    unk_id: Option<u32>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -89,8 +90,10 @@ impl Tokenizer {
                 token: token.to_string(),
             })?),
         };
+        let unk_id = special.text("unk_token").map(str::to_owned).or_else(|| own_unk_token(&tokenizer));
+        let unk_id = unk_id.and_then(|token| tokenizer.token_to_id(&token));
         let vocab_size = tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        Ok(Self { inner: Arc::new(Inner { tokenizer, special, vocab_size, eos_id }) })
+        Ok(Self { inner: Arc::new(Inner { tokenizer, special, vocab_size, eos_id, unk_id }) })
     }
 
     /// Token ids of a text. `add_special_tokens` lets the tokenizer add its own (`<s>`, say).
@@ -118,6 +121,20 @@ impl Tokenizer {
             .tokenizer
             .decode(ids, skip_special_tokens)
             .map_err(|error| TextError::Decode { count: ids.len(), reason: error.to_string() })
+    }
+
+    /// The characters of a text that are lost in it: those that become no token, the unknown token, or tokens that do not
+    /// spell them. Each once, in the order of their first place.
+    #[must_use]
+    pub fn missing_characters(&self, text: &str) -> Vec<char> {
+        let mut seen = std::collections::HashSet::new();
+        let is_lost = |c: &char| {
+            let Ok(ids) = self.encode(c.encode_utf8(&mut [0; 4]), false) else { return true };
+            let is_unknown = self.inner.unk_id.is_some_and(|unk| ids.contains(&unk));
+            let is_torn = || self.decode(&ids).is_ok_and(|text| text.contains(char::REPLACEMENT_CHARACTER));
+            ids.is_empty() || is_unknown || (*c != char::REPLACEMENT_CHARACTER && is_torn())
+        };
+        text.chars().filter(|c| seen.insert(*c)).filter(is_lost).collect()
     }
 
     /// The highest token id plus one, added tokens included. A model may have more embedding rows than that.
@@ -200,6 +217,14 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, Tex
             column: 1,
             reason: format!("expected an object, got `{}`", excerpt(&other.to_string())),
         }),
+    }
+}
+
+/// The unknown token of a BPE vocabulary, which `tokenizer_config.json` need not name.
+fn own_unk_token(tokenizer: &tokenizers::Tokenizer) -> Option<String> {
+    match tokenizer.get_model() {
+        ModelWrapper::BPE(model) => model.unk_token.clone(),
+        _ => None,
     }
 }
 
