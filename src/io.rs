@@ -270,6 +270,23 @@ pub mod exact_f64 {
             text => text.parse().map_err(|_| D::Error::custom(format!("{text} is not a number"))),
         }
     }
+
+    /// The same for a value that may be absent. The field must be left out then (`skip_serializing_if`, `default`):
+    /// null is NaN.
+    pub mod optional {
+        use serde::de::Deserializer;
+        use serde::ser::{Serialize, Serializer};
+
+        /// Writes the value.
+        pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+            value.serialize(serializer)
+        }
+
+        /// Reads it back.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+            super::deserialize(deserializer).map(Some)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ mod tests {
         // A value that the JSON library's own parser reads one unit in the last place off.
         for metric in [0.1 + 0.2, 1.0 / 3.0, 2.225_073_858_507_201e-308, 9_007_199_254_740_993.0, 7.038_531e-26] {
             state.best = Some(BestCheckpoint { step: 5, metric });
-            state.before = Some(EvalFigures { accuracy: metric, mean_reward: -metric, num_samples: 3 });
+            state.before = Some(EvalFigures { loss: Some(metric), ..EvalFigures::graded(metric, -metric, 3) });
             state.save(dir.path()).unwrap();
             assert_eq!(TrainingState::load(dir.path()).unwrap(), state);
         }

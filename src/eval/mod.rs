@@ -3,11 +3,12 @@
 //! [`run_eval`] samples and grades, [`compute_figures`] is a pure function of the [`EvalSample`]s, [`compare`] puts the
 //! figures and distributions of several models side by side, [`write_results`] writes files in the shape of
 //! lm-evaluation-harness, so that its readers and the Hub's take them. Models and data are loaded elsewhere (`recipe`),
-//! and nothing is printed.
+//! and nothing is printed. [`compute_perplexity`] is the other kind of evaluation: how well a model predicts a text.
 
 mod compare;
 mod distribution;
 mod figures;
+mod perplexity;
 mod results;
 mod run;
 
@@ -16,6 +17,7 @@ pub use distribution::{
     AnswerCounts, Bin, TextStatistics, count_answers, count_rewards, labels, reward_bins, text_statistics,
 };
 pub use figures::{Estimate, EvalFigures, compute_figures, pass_at_k, pass_hat_k};
+pub use perplexity::{Perplexity, compute_perplexity};
 pub use results::{EvalRun, ResultPaths, SampleRow, results_json, sample_rows, write_results};
 pub use run::{EvalConfig, EvalError, Grader, run_eval, summarize};
 

@@ -221,7 +221,7 @@ pub fn summarize(samples: &[EvalSample], rewards: &WeightedRewards) -> (Headline
     let names: Vec<String> = rewards.names().map(str::to_owned).collect();
     let mut metrics = StepMetrics::new();
     let Some(figures) = compute_figures(samples, &names) else {
-        return (Headline { accuracy: 0.0, mean_reward: 0.0, num_samples: 0 }, metrics);
+        return (Headline::graded(0.0, 0.0, 0), metrics);
     };
     let EvalFigures { num_samples, accuracy, mean_reward, rewards, mean_completion_tokens, clipped_ratio, .. } =
         figures;
@@ -235,5 +235,5 @@ pub fn summarize(samples: &[EvalSample], rewards: &WeightedRewards) -> (Headline
     }
     metrics.gauge("completions/mean_length", mean_completion_tokens);
     metrics.gauge("completions/clipped_ratio", clipped_ratio);
-    (Headline { accuracy: accuracy.value, mean_reward, num_samples }, metrics)
+    (Headline::graded(accuracy.value, mean_reward, num_samples), metrics)
 }

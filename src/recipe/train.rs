@@ -21,9 +21,9 @@ use crate::rollout::SamplingConfig;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{
-    Method, ModelWriter, Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, Reference, RolloutConfig,
-    RolloutSource, RunSettings, Sft, SftConfig, TrainError, Trainer, prepare_examples, restore, restore_reference,
-    stop::StopSignal,
+    Evaluated, Method, ModelWriter, Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, Reference,
+    RolloutConfig, RolloutSource, RunSettings, Sft, SftConfig, TrainError, Trainer, prepare_examples, restore,
+    restore_reference, stop::StopSignal,
 };
 use candle_core::Device;
 use std::borrow::Cow;
@@ -123,13 +123,16 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let mut after = None;
     if outcome == Outcome::Finished {
         let finish = |folder: &Path| {
-            let figures =
+            let found =
                 evaluate.as_ref().map(|evaluate| evaluate_folder(folder, &device, evaluate.as_ref())).transpose()?;
-            let card = card(settings, &model, &trainer.state, figures);
+            let card = card(settings, &model, &trainer.state, found.as_ref().map(|found| found.figures));
             write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
-            Ok(figures)
+            Ok(found)
         };
-        after = trainer.publish(finish)?;
+        if let Some(found) = trainer.publish(finish)? {
+            after = Some(found.figures);
+            trainer.show_samples(found.samples)?;
+        }
     }
     let summary = Summary {
         before: trainer.state.before,
@@ -369,7 +372,7 @@ fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
     })
 }
 
-type Evaluator = dyn Fn(&Decoder) -> Result<(EvalFigures, crate::telemetry::StepMetrics), TrainError>;
+type Evaluator = dyn Fn(&Decoder) -> Result<Evaluated, TrainError>;
 
 /// Greedy evaluation on `eval_file`, where one is set; its data is checked now.
 pub(super) fn evaluator(
@@ -396,15 +399,16 @@ pub(super) fn evaluator(
     Ok(Some(Arc::new(move |decoder: &Decoder| {
         let samples =
             run_eval(decoder, &tokenizer, &prompts, &rewards, &grader, &config, &mut ()).map_err(TrainError::other)?;
-        Ok(summarize(&samples, &rewards))
+        let (figures, metrics) = summarize(&samples, &rewards);
+        Ok(Evaluated { figures, metrics, samples: Vec::new() })
     })))
 }
 
 /// Reads a written model folder back and evaluates that.
-fn evaluate_folder(folder: &Path, device: &Device, evaluate: &Evaluator) -> Result<EvalFigures, TrainError> {
+fn evaluate_folder(folder: &Path, device: &Device, evaluate: &Evaluator) -> Result<Evaluated, TrainError> {
     let model = load_model(&folder.to_string_lossy(), None, true, None).map_err(TrainError::other)?;
     let (decoder, _) = model.decoder(device, false).map_err(TrainError::other)?;
-    Ok(evaluate(&decoder)?.0)
+    evaluate(&decoder)
 }
 
 fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64) {
@@ -432,11 +436,19 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
             ("temperature".to_owned(), settings.temperature.to_string()),
         ]);
     }
-    let results = after.map(|after| CardResult {
-        metric: "accuracy".into(),
-        dataset: file_name(settings.eval_file.as_deref().unwrap_or_default()),
-        before: state.before.map(|before| before.accuracy),
-        after: after.accuracy,
+    let dataset = match &settings.eval_file {
+        Some(file) => file_name(file),
+        None => format!("the end of {}", file_name(&settings.train_file)),
+    };
+    let measured: [(&str, fn(&EvalFigures) -> Option<f64>); 2] =
+        [("accuracy", |figures| figures.accuracy), ("perplexity", EvalFigures::perplexity)];
+    let results = measured.into_iter().filter_map(|(metric, value)| {
+        Some(CardResult {
+            metric: metric.to_owned(),
+            dataset: dataset.clone(),
+            before: state.before.as_ref().and_then(value),
+            after: after.as_ref().and_then(value)?,
+        })
     });
     model_card(&CardFacts {
         model_name: file_name(&settings.output_dir.to_string_lossy()),
@@ -447,7 +459,7 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
         is_chat: model.template.is_some(),
         steps: state.step,
         settings: key_settings,
-        results: results.into_iter().collect(),
+        results: results.collect(),
         versions: vec![("candlewick".into(), env!("CARGO_PKG_VERSION").into())],
     })
 }

@@ -86,6 +86,11 @@ impl Console {
         let _ = LogWriter.write_all(format!("{text}\n").as_bytes());
     }
 
+    /// Prints a text that the model wrote after `step`, above the bars.
+    pub fn sample(&self, step: u64, text: &str) {
+        self.message(&quoted(step, text));
+    }
+
     /// Takes the bars off the screen.
     pub fn finish(&self) {
         if let Some(bars) = &self.bars {
@@ -142,13 +147,14 @@ fn style(template: &str) -> ProgressStyle {
 
 /// The few numbers that tell how a run goes, by the metric names of `metrics.jsonl`.
 fn figures(metrics: &StepMetrics) -> String {
-    let shown: [(&str, &str, usize, &str); 7] = [
+    let shown: [(&str, &str, usize, &str); 8] = [
         ("reward", "reward", 3, ""),
         ("completions/mean_length", "length", 1, ""),
         ("loss", "loss", 4, ""),
         ("kl", "kl", 4, ""),
         ("grad_norm", "grad_norm", 3, ""),
         ("eval_accuracy", "eval_accuracy", 3, ""),
+        ("eval_loss", "eval_loss", 4, ""),
         ("perf/tokens_per_sec", "", 0, " tok/s"),
     ];
     let parts = shown.iter().filter_map(|(name, label, digits, unit)| {
@@ -156,6 +162,19 @@ fn figures(metrics: &StepMetrics) -> String {
         Some(format!("{label} {value:.digits$}{unit}").trim().to_owned())
     });
     parts.collect::<Vec<_>>().join("  ")
+}
+
+/// A text with a bar before each line. Control characters are escaped: a model may write any of them.
+fn quoted(step: u64, text: &str) -> String {
+    let mut shown = format!("after step {step} the model writes:\n  | ");
+    for c in text.chars() {
+        match c {
+            '\n' => shown.push_str("\n  | "),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// One readable line for logs without a terminal.
@@ -181,5 +200,10 @@ mod tests {
         metrics.gauge("loss", f64::NAN);
         let text = line(12, 40, &metrics, Some(83.0));
         assert_eq!(text, "step 12/40  reward 0.531  length 18.2  loss NaN  1234 tok/s  eta 1m 23s");
+    }
+
+    #[test]
+    fn a_sample_cannot_steer_the_terminal() {
+        assert_eq!(quoted(7, "a\n\u{1b}[2Jb\rc"), "after step 7 the model writes:\n  | a\n  | \\u{1b}[2Jb\\rc");
     }
 }

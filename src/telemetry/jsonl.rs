@@ -99,8 +99,8 @@ pub struct CompletionRecord<'a> {
     pub rewards: &'a [(&'a str, Option<f64>)],
     /// The weighted sum of the rewards.
     pub reward: Option<f64>,
-    /// What the objective multiplies with.
-    pub advantage: f64,
+    /// What the objective multiplies with; absent where nothing is learned from it.
+    pub advantage: Option<f64>,
     /// `stop` or `length`.
     pub finish_reason: &'a str,
 }
@@ -199,7 +199,7 @@ mod tests {
             completion: " 2 \u{2212}\u{0}",
             rewards: &[("last_integer", Some(1.0)), ("judge", None)],
             reward: Some(1.0),
-            advantage: -0.5,
+            advantage: Some(-0.5),
             finish_reason: "stop",
         };
         sink.log(&record).unwrap();

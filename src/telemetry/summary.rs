@@ -1,22 +1,64 @@
-//! The table at the end of a run: accuracy before and after, where the model is, what to do next.
+//! The table at the end of a run: what was evaluated before and after, where the model is, what to do next.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// What one evaluation found.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// What one evaluation found. Completions are graded, a text is predicted: what does not apply is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalFigures {
     /// Share of samples that are right, 0 to 1.
-    #[serde(with = "crate::io::exact_f64")]
-    pub accuracy: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::io::exact_f64::optional")]
+    pub accuracy: Option<f64>,
     /// Mean reward over the samples.
-    #[serde(with = "crate::io::exact_f64")]
-    pub mean_reward: f64,
-    /// How many samples.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::io::exact_f64::optional")]
+    pub mean_reward: Option<f64>,
+    /// Mean negative log-likelihood of a token, nats.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::io::exact_f64::optional")]
+    pub loss: Option<f64>,
+    /// How many samples, or tokens of the text.
     pub num_samples: usize,
 }
+
+impl EvalFigures {
+    /// Of graded completions.
+    #[must_use]
+    pub fn graded(accuracy: f64, mean_reward: f64, num_samples: usize) -> Self {
+        Self { accuracy: Some(accuracy), mean_reward: Some(mean_reward), num_samples, ..Self::default() }
+    }
+
+    /// Of a text whose `num_tokens` tokens were predicted.
+    #[must_use]
+    pub fn of_text(loss: f64, num_tokens: usize) -> Self {
+        Self { loss: Some(loss), num_samples: num_tokens, ..Self::default() }
+    }
+
+    /// `exp(loss)`.
+    #[must_use]
+    pub fn perplexity(&self) -> Option<f64> {
+        self.loss.map(f64::exp)
+    }
+
+    /// The figure by which checkpoints are compared: the mean reward, else the loss.
+    #[must_use]
+    pub fn metric(&self) -> Option<f64> {
+        self.mean_reward.or(self.loss)
+    }
+
+    /// Whether this is better than an evaluation of the same kind whose [`EvalFigures::metric`] was `other`.
+    #[must_use]
+    pub fn is_better_than(&self, other: f64) -> bool {
+        match (self.mean_reward, self.loss) {
+            (Some(reward), _) => reward > other,
+            (None, Some(loss)) => loss < other,
+            (None, None) => false,
+        }
+    }
+}
+
+/// How a figure is written, where there is one.
+type Show = fn(&EvalFigures) -> Option<String>;
 
 /// What the last screen of a run shows.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,16 +82,16 @@ impl Summary {
     #[must_use]
     pub fn render(&self) -> String {
         let mut rows: Vec<(&str, String)> = Vec::new();
-        let percent = |figures: &EvalFigures| format!("{:.1} %", figures.accuracy * 100.0);
-        let reward = |figures: &EvalFigures| format!("{:.3}", figures.mean_reward);
-        if let Some(text) = self.change(percent) {
-            rows.push(("accuracy", text));
-        }
-        if let Some(text) = self.change(reward) {
-            rows.push(("mean reward", text));
-        }
+        let shown: [(&str, Show); 4] = [
+            ("accuracy", |figures| Some(format!("{:.1} %", figures.accuracy? * 100.0))),
+            ("mean reward", |figures| Some(format!("{:.3}", figures.mean_reward?))),
+            ("validation loss", |figures| Some(format!("{:.4}", figures.loss?))),
+            ("perplexity", |figures| Some(format!("{:.3}", figures.perplexity()?))),
+        ];
+        rows.extend(shown.into_iter().filter_map(|(name, show)| Some((name, self.change(show)?))));
         if let Some(figures) = self.after.or(self.before) {
-            rows.push(("evaluated on", format!("{} samples", figures.num_samples)));
+            let what = if figures.loss.is_some() { "tokens" } else { "samples" };
+            rows.push(("evaluated on", format!("{} {what}", figures.num_samples)));
         }
         rows.push(("steps", format!("{} in {}", self.steps, duration(self.secs))));
         rows.push(("model", self.model.display().to_string()));
@@ -64,12 +106,11 @@ impl Summary {
         })
     }
 
-    fn change(&self, show: impl Fn(&EvalFigures) -> String) -> Option<String> {
-        match (&self.before, &self.after) {
-            (Some(before), Some(after)) => Some(format!("{} -> {}", show(before), show(after))),
-            (Some(before), None) => Some(format!("{} (before)", show(before))),
-            (None, Some(after)) => Some(show(after)),
-            (None, None) => None,
+    fn change(&self, show: Show) -> Option<String> {
+        match (self.before.as_ref().and_then(show), self.after.as_ref().and_then(show)) {
+            (Some(before), Some(after)) => Some(format!("{before} -> {after}")),
+            (Some(before), None) => Some(format!("{before} (before)")),
+            (None, after) => after,
         }
     }
 }
@@ -90,10 +131,9 @@ mod tests {
 
     #[test]
     fn the_table_shows_before_and_after() {
-        let before = EvalFigures { accuracy: 0.512, mean_reward: 0.512, num_samples: 500 };
         let summary = Summary {
-            before: Some(before),
-            after: Some(EvalFigures { accuracy: 0.98, mean_reward: 0.98, ..before }),
+            before: Some(EvalFigures::graded(0.512, 0.512, 500)),
+            after: Some(EvalFigures::graded(0.98, 0.98, 500)),
             steps: 60,
             secs: 125.4,
             model: "output/quickstart".into(),
@@ -107,6 +147,47 @@ mod tests {
   try next      candlewick generate output/quickstart \"12 + 7 =\"
 ";
         assert_eq!(summary.render(), expected);
+    }
+
+    #[test]
+    fn the_table_of_a_text_has_losses_in_place_of_accuracies() {
+        let mut summary = Summary {
+            before: Some(EvalFigures::of_text(8f64.ln(), 4000)),
+            after: Some(EvalFigures::of_text(2f64.ln(), 4000)),
+            steps: 3,
+            secs: 1.0,
+            model: "out".into(),
+            next_command: None,
+        };
+        let expected = "  validation loss  2.0794 -> 0.6931
+  perplexity       8.000 -> 2.000
+  evaluated on     4000 tokens
+  steps            3 in 1s
+  model            out
+";
+        assert_eq!(summary.render(), expected);
+        summary.after = None;
+        assert!(summary.render().contains("perplexity       8.000 (before)\n"), "{}", summary.render());
+    }
+
+    #[test]
+    fn more_reward_and_less_loss_are_better() {
+        assert!(EvalFigures::graded(0.0, 0.5, 1).is_better_than(0.4));
+        assert!(!EvalFigures::graded(1.0, 0.5, 1).is_better_than(0.5));
+        assert!(EvalFigures::of_text(0.5, 1).is_better_than(0.6));
+        assert!(!EvalFigures::of_text(f64::NAN, 1).is_better_than(0.6));
+    }
+
+    /// What a version before wrote is read, and graded figures are written as that version wrote them.
+    #[test]
+    fn saved_figures_keep_their_form() {
+        let saved = r#"{"accuracy":0.5,"mean_reward":0.25,"num_samples":8}"#;
+        let figures: EvalFigures = serde_json::from_str(saved).unwrap();
+        assert_eq!(figures, EvalFigures::graded(0.5, 0.25, 8));
+        assert_eq!(serde_json::to_string(&figures).unwrap(), saved);
+        let text = serde_json::to_string(&EvalFigures::of_text(0.1 + 0.2, 8)).unwrap();
+        assert_eq!(text, r#"{"loss":0.30000000000000004,"num_samples":8}"#);
+        assert_eq!(serde_json::from_str::<EvalFigures>(&text).unwrap(), EvalFigures::of_text(0.1 + 0.2, 8));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use policy_gradient::{PolicyGradient, PolicyGradientConfig};
 pub use prompts::{PreparedPrompt, PreparedPrompts};
 pub use reference::{Reference, ReferenceSync};
 pub use rollouts::{RolloutConfig, RolloutSource};
-pub use run::{Method, Outcome, RunSettings, Trainer};
+pub use run::{Evaluated, Method, Outcome, RunSettings, Trainer};
 pub use save::{ModelWriter, restore, restore_reference};
 pub use sft::{Example, ExampleConfig, Sft, SftConfig, prepare_examples};
 
@@ -115,6 +115,6 @@ pub struct LoggedCompletion {
     pub completion: String,
     pub rewards: Vec<(String, Option<f64>)>,
     pub reward: Option<f64>,
-    pub advantage: f64,
+    pub advantage: Option<f64>,
     pub finish_reason: FinishReason,
 }

@@ -272,7 +272,7 @@ impl Rollouts {
             completion: completion.clone(),
             rewards: names.iter().cloned().zip(row.reward_parts.iter().copied()).collect(),
             reward: row.reward,
-            advantage: row.advantage,
+            advantage: Some(row.advantage),
             finish_reason: if row.is_truncated { FinishReason::Length } else { FinishReason::Stop },
         });
         logged.collect()

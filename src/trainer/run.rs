@@ -4,7 +4,7 @@
 use super::phase::Phase;
 use super::save::{ModelWriter, Snapshot};
 use super::stop::StopSignal;
-use super::{Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
+use super::{LoggedCompletion, Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
 use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
 use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
@@ -71,8 +71,19 @@ impl RunSettings {
     }
 }
 
-/// Evaluates a model: the figures for the table, and metrics (without the prefix `eval_`).
-pub type Evaluate = Box<dyn Fn(&Decoder) -> Result<(EvalFigures, StepMetrics), TrainError>>;
+/// What an evaluation inside a run gives.
+#[derive(Debug, Default)]
+pub struct Evaluated {
+    /// The figures for the table.
+    pub figures: EvalFigures,
+    /// Metrics, without the prefix `eval_`.
+    pub metrics: StepMetrics,
+    /// Texts to show to people; their `step` is set where they are logged.
+    pub samples: Vec<LoggedCompletion>,
+}
+
+/// Evaluates a model.
+pub type Evaluate = Box<dyn Fn(&Decoder) -> Result<Evaluated, TrainError>>;
 
 /// A run, ready to go on from where its state says.
 pub struct Trainer {
@@ -185,13 +196,44 @@ impl Trainer {
             let figures = self.evaluate_into(&mut metrics)?;
             // The best of the checkpoints: what is not saved cannot be gone back to.
             if let Some(figures) = figures
+                && let Some(metric) = figures.metric()
                 && self.settings.saves_at(step)
-                && self.state.best.is_none_or(|best| figures.mean_reward > best.metric)
+                && self.state.best.is_none_or(|best| figures.is_better_than(best.metric))
             {
-                self.state.best = Some(BestCheckpoint { step, metric: figures.mean_reward });
+                self.state.best = Some(BestCheckpoint { step, metric });
             }
         }
-        for record in &output.completions {
+        self.log_completions(&output.completions)?;
+        self.metrics.log(step, &metrics)?;
+        self.console.log(step, &metrics)?;
+        self.history.epoch = metrics.value("epoch").unwrap_or(0.0);
+        self.history.push_history(step, self.history.epoch, &metrics);
+        Ok(())
+    }
+
+    fn evaluate_into(&mut self, metrics: &mut StepMetrics) -> Result<Option<EvalFigures>, TrainError> {
+        let Some(evaluate) = &self.evaluate else { return Ok(None) };
+        Phase::Evaluate.begin(self.state.step);
+        let found = evaluate(&self.policy.decoder)?;
+        metrics.extend("eval_", &found.metrics);
+        self.show_samples(found.samples)?;
+        Ok(Some(found.figures))
+    }
+
+    /// Shows and logs texts that the model wrote after the last step.
+    ///
+    /// # Errors
+    /// Fails where the log cannot be written.
+    pub fn show_samples(&mut self, mut samples: Vec<LoggedCompletion>) -> Result<(), TrainError> {
+        for sample in &mut samples {
+            sample.step = self.state.step;
+            self.console.sample(sample.step, &format!("{}{}", sample.prompt, sample.completion));
+        }
+        self.log_completions(&samples)
+    }
+
+    fn log_completions(&mut self, records: &[LoggedCompletion]) -> Result<(), TrainError> {
+        for record in records {
             let rewards: Vec<(&str, Option<f64>)> = record.rewards.iter().map(|(n, s)| (n.as_str(), *s)).collect();
             self.completions.log(&CompletionRecord {
                 step: record.step,
@@ -203,19 +245,7 @@ impl Trainer {
                 finish_reason: record.finish_reason.as_str(),
             })?;
         }
-        self.metrics.log(step, &metrics)?;
-        self.console.log(step, &metrics)?;
-        self.history.epoch = metrics.value("epoch").unwrap_or(0.0);
-        self.history.push_history(step, self.history.epoch, &metrics);
         Ok(())
-    }
-
-    fn evaluate_into(&self, metrics: &mut StepMetrics) -> Result<Option<EvalFigures>, TrainError> {
-        let Some(evaluate) = &self.evaluate else { return Ok(None) };
-        Phase::Evaluate.begin(self.state.step);
-        let (figures, found) = evaluate(&self.policy.decoder)?;
-        metrics.extend("eval_", &found);
-        Ok(Some(figures))
     }
 
     fn save_unless(&mut self, saved_at: Option<u64>) -> Result<(), TrainError> {
