@@ -2,7 +2,7 @@
 
 Pinned versions: torch 2.15.0, transformers 5.23.0, trl 1.16.0 (numpy as they bring it). From the repository root:
 
-    OMP_NUM_THREADS=1 python scripts/make_trl_fixtures.py [objective variants advantages preference optimizer]
+    OMP_NUM_THREADS=1 python scripts/make_trl_fixtures.py [objective variants advantages preference optimizer rewards]
 
 The loss is TRL's own `GRPOTrainer._compute_loss`, called on a stand-in object whose model forward is replaced by a
 leaf tensor of per-token log-probs in float64, so that autograd gives the gradient with respect to them; that of RLOO is
@@ -28,6 +28,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from trl_advantages import make_advantages
+from trl_rewards import make_rewards
 
 PINNED = {"torch": "2.15.0", "transformers": "5.23.0", "trl": "1.16.0"}
 OUT = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "trl"
@@ -412,7 +413,7 @@ def main():
     OUT.mkdir(parents=True, exist_ok=True)
     fixtures = {
         "objective": make_objective, "variants": make_variants, "advantages": make_advantages,
-        "preference": make_preference, "optimizer": make_optimizer,
+        "preference": make_preference, "optimizer": make_optimizer, "rewards": make_rewards,
     }
     for name in sys.argv[1:] or fixtures:
         make = fixtures[name]
