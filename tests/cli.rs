@@ -149,6 +149,10 @@ fn an_evaluation_takes_settings_of_a_run() {
     let long = reward_of(&["--max-completion-length", "32"]);
     assert!(long["mean_completion_tokens"].as_f64().unwrap() > 2.0);
 
+    // This grader looks at the score and reads no answer.
+    let by_reward = reward_of(&["--max-completion-length", "32", "--set", "eval_grader=reward"]);
+    assert!(by_reward["answers"]["none"] == 8, "{}", by_reward["answers"]);
+
     std::fs::write(config, "model = 'x'\ntrain_file = 'x'\n").unwrap();
     let wrong = output(&["eval", "data/starter", "--config", config]);
     assert_eq!(wrong.status.code(), Some(2));

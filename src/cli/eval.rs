@@ -2,7 +2,7 @@
 
 use super::sampling::SamplingArgs;
 use super::{Failure, print};
-use candlewick::config::{Layers, RunConfig};
+use candlewick::config::{Layers, Override, RunConfig};
 use candlewick::error::{Diagnose, Exit};
 use candlewick::eval::{Column, CompareOptions, Comparison, Estimate, Evaluated, compare, labels};
 use candlewick::recipe::{EvaluateOptions, evaluate_models};
@@ -30,6 +30,9 @@ pub struct EvalArgs {
     /// How a run draws its tokens is not taken over.
     #[arg(long, value_name = "FILE")]
     config: Vec<PathBuf>,
+    /// A setting in place of the configuration's: KEY=VALUE, as in `eval_grader=reward`. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    set: Vec<String>,
     /// Name of a model in the table, one a model in their order [default: the folder's].
     #[arg(long = "label", value_name = "NAME")]
     labels: Vec<String>,
@@ -153,7 +156,9 @@ fn settings(args: &EvalArgs) -> Result<RunConfig, Failure> {
     let base = if args.config.is_empty() {
         RunConfig::default()
     } else {
-        Layers::from_files(args.config.iter().cloned()).resolve()?.config
+        let mut layers = Layers::from_files(args.config.iter().cloned());
+        layers.overrides = args.set.iter().map(|text| Override::parse(text)).collect();
+        layers.resolve()?.config
     };
     let mut settings = args.sampling.settings(args.models.first().map_or("", String::as_str), base);
     if let Some(column) = &args.prompt_column {

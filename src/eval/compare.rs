@@ -236,7 +236,7 @@ impl Comparison {
             rows.push(self.row(format!("  {}", i + 1), |column| {
                 column.answers.common.get(i).map_or_else(
                     || format!("{:>5}", none()),
-                    |(answer, count)| format!("{count:>5} {}", excerpt(answer, 24)),
+                    |(answer, count)| format!("{count:>5} {}", one_line(answer)),
                 )
             }));
         }
@@ -328,6 +328,11 @@ fn bar(count: usize, total: usize) -> String {
     format!("{count:>5} {}", "#".repeat(length)).trim_end().to_owned()
 }
 
+/// An answer in a cell of the table: without line breaks, and short.
+fn one_line(answer: &str) -> String {
+    excerpt(&answer.escape_debug().to_string(), 24)
+}
+
 /// The first characters of a text; a cut one ends in an ellipsis.
 fn excerpt(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
@@ -405,5 +410,6 @@ mod tests {
     fn long_texts_are_cut() {
         assert_eq!(excerpt("abc", 3), "abc");
         assert_eq!(excerpt("äöü", 2), "äö…");
+        assert_eq!(one_line("a\nb"), "a\\nb");
     }
 }
