@@ -3,10 +3,11 @@
 use candlewick::config::RunConfig;
 use candlewick::error::{Diagnose, Exit};
 use candlewick::recipe::{EvaluateOptions, TrainOptions, evaluate, train};
-use candlewick::reward::{FnReward, WeightedRewards};
+use candlewick::reward::{FnReward, Reward, RewardError, RewardInput, WeightedRewards};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows without an answer: the rewards of the settings could not use them.
 const ROWS: &str = "{\"prompt\": \"1 + 2 =\"}\n{\"prompt\": \"3 - 1 =\"}\n";
@@ -79,4 +80,71 @@ fn settings_built_in_code_are_checked() {
     let silent = WeightedRewards::default().with(0.0, FnReward::new("silent", |_| 1.0));
     let options = TrainOptions { rewards: Some(silent), ..TrainOptions::default() };
     assert_eq!(train(&settings(folder.path()).unwrap(), options).unwrap_err().exit(), Exit::Usage);
+}
+
+/// Completions of a step: 2 prompts of 2.
+const PER_STEP: usize = 4;
+
+/// Fails from the completion with this number on: with a score that is not finite, or with an error.
+struct Late {
+    seen: AtomicUsize,
+    fails_at: usize,
+    score: Option<f64>,
+}
+
+impl Reward for Late {
+    fn name(&self) -> &'static str {
+        "late"
+    }
+
+    fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {
+        if self.seen.fetch_add(1, Ordering::Relaxed) < self.fails_at {
+            return Ok(Some(input.completion_ids.len() as f64));
+        }
+        let (reward, line) = (self.name().to_owned(), input.line);
+        self.score.map(Some).ok_or(RewardError::Failed { reward, line, reason: "the judge is away".into() })
+    }
+}
+
+/// A reward that stops working in the middle of a run is named with the row, and costs no step that was made before:
+/// neither where it scores rollouts nor where it scores an evaluation. The run goes on from there.
+#[test]
+fn a_reward_that_fails_late_loses_nothing() {
+    let cases = [
+        (Some(f64::NAN), Exit::NonFinite, "the reward `late` gave NaN for a completion of line", 0),
+        (Some(f64::INFINITY), Exit::NonFinite, "the reward `late` gave inf for a completion of line", 0),
+        (None, Exit::Failed, "the reward `late` failed on a completion of line", 0),
+        // One more completion is scored before: the first of the evaluation after step 2.
+        (Some(f64::NAN), Exit::NonFinite, "the reward `late` gave NaN for a completion of line", 2),
+    ];
+    for (score, exit, message, eval_steps) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = RunConfig {
+            num_generations: 2,
+            max_steps: Some(4),
+            save_steps: 0,
+            eval_steps,
+            eval_on_start: false,
+            eval_file: (eval_steps > 0).then(|| folder.path().join("rows.jsonl").to_string_lossy().into_owned()),
+            ..settings(folder.path()).unwrap()
+        };
+        let fails_at = 2 * PER_STEP;
+        let options = || TrainOptions {
+            rewards: Some(WeightedRewards::single(Late { seen: AtomicUsize::new(0), fails_at, score })),
+            ..TrainOptions::default()
+        };
+        let error = train(&settings, options()).unwrap_err();
+        assert_eq!(error.exit(), exit);
+        assert!(error.to_string().starts_with(message), "{error}");
+        assert!(settings.output_dir.join("checkpoint-2/MANIFEST.json").is_file());
+        let steps = || -> Vec<u64> {
+            let metrics = fs::read_to_string(settings.output_dir.join("metrics.jsonl")).unwrap();
+            metrics.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap()).collect()
+        };
+        assert_eq!(steps(), [1, 2]);
+
+        let resumed = RunConfig { resume: "auto".into(), eval_steps: 0, eval_file: None, ..settings.clone() };
+        train(&resumed, options()).unwrap();
+        assert_eq!(steps(), [1, 2, 3, 4]);
+    }
 }

@@ -117,8 +117,8 @@ impl Trainer {
     /// Makes the steps that are left.
     ///
     /// # Errors
-    /// Whatever a step, a sink or a checkpoint fails with. Where a value is not finite, the state before the step is
-    /// saved first.
+    /// Whatever a step, a sink or a checkpoint fails with. Where a value is not finite or a reward fails, the state
+    /// after the last whole step is saved first.
     pub fn run(&mut self) -> Result<Outcome, TrainError> {
         if self.state.step == 0 && self.settings.eval_on_start && self.state.before.is_none() {
             let mut metrics = StepMetrics::new();
@@ -139,11 +139,7 @@ impl Trainer {
                 Err(error) => {
                     // The gradients of a step that is not finished must not be added to those of another.
                     self.policy.clear_gradients()?;
-                    if error.exit() == Exit::NonFinite
-                        && let Err(unsaved) = self.save_unless(saved_at)
-                    {
-                        tracing::warn!("the state before step {} could not be saved: {unsaved}", self.state.step + 1);
-                    }
+                    self.save_before(&error, saved_at);
                     return Err(error);
                 }
             };
@@ -152,7 +148,10 @@ impl Trainer {
                     tracing::warn!("{warning}");
                 }
             }
-            self.finish_step(output)?;
+            if let Err(error) = self.finish_step(output) {
+                self.save_before(&error, saved_at);
+                return Err(error);
+            }
             if self.settings.saves_at(self.state.step) {
                 self.save()?;
                 saved_at = Some(self.state.step);
@@ -177,6 +176,14 @@ impl Trainer {
         Ok(output)
     }
 
+    /// Saves the state after the last whole step where a value that is not finite, or a reward, ends the run.
+    fn save_before(&mut self, error: &TrainError, saved_at: Option<u64>) {
+        let is_saved_for = error.exit() == Exit::NonFinite || matches!(error, TrainError::Reward(_));
+        if is_saved_for && let Err(unsaved) = self.save_unless(saved_at) {
+            tracing::warn!("the state after step {} could not be saved: {unsaved}", self.state.step);
+        }
+    }
+
     /// Takes over the counters of a step that is done, evaluates where it is time to, and logs.
     fn finish_step(&mut self, output: StepOutput) -> Result<(), TrainError> {
         let step = self.state.step + 1;
@@ -190,12 +197,14 @@ impl Trainer {
         if let Some(bytes) = peak_memory_bytes() {
             metrics.count("perf/peak_memory_bytes", bytes);
         }
+        // An evaluation that fails takes nothing of the step away: what the step found is logged first.
+        let mut evaluated = Ok(None);
         let every = self.settings.eval_steps;
         // The last evaluation is that of the saved model.
         if every > 0 && step.is_multiple_of(every) && step < self.settings.max_steps {
-            let figures = self.evaluate_into(&mut metrics)?;
+            evaluated = self.evaluate_into(&mut metrics);
             // The best of the checkpoints: what is not saved cannot be gone back to.
-            if let Some(figures) = figures
+            if let Ok(Some(figures)) = &evaluated
                 && let Some(metric) = figures.metric()
                 && self.settings.saves_at(step)
                 && self.state.best.is_none_or(|best| figures.is_better_than(best.metric))
@@ -208,7 +217,7 @@ impl Trainer {
         self.console.log(step, &metrics)?;
         self.history.epoch = metrics.value("epoch").unwrap_or(0.0);
         self.history.push_history(step, self.history.epoch, &metrics);
-        Ok(())
+        evaluated.map(drop)
     }
 
     fn evaluate_into(&mut self, metrics: &mut StepMetrics) -> Result<Option<EvalFigures>, TrainError> {
