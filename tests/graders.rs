@@ -1,6 +1,8 @@
 //! What counts as right in evaluations is what `eval_grader` says, in the figures and in the names of the result files;
 //! rows that it cannot judge are told before anything is sampled.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+
 use candlewick::config::{EvalGrader, RewardConfig, RunConfig};
 use candlewick::error::{Diagnose, Exit};
 use candlewick::recipe::{EvaluateOptions, Evaluation, RecipeError, TrainOptions, evaluate, train};
