@@ -1,6 +1,8 @@
 //! Wrong configurations and the messages they give; right ones and what comes of them.
 
-use candlewick::config::{Algorithm, Layers, Override, Place, RunConfig, reference_page};
+use candlewick::config::{
+    Algorithm, ArchitectureConfig, Layers, Override, Place, RunConfig, TokenizerKind, reference_page,
+};
 use candlewick::error::{Diagnose, Exit};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -116,6 +118,96 @@ fn each_wrong_file_gives_its_message() {
     insta::assert_snapshot!(all);
 }
 
+/// Each case: its name, and the whole file.
+const WRONG_PRETRAINING: &[(&str, &str)] = &[
+    ("nothing_set", "algorithm = \"pretrain\"\n"),
+    (
+        "model_and_architecture",
+        "model = \"m\"\nalgorithm = \"sft\"\ntrain_file = \"t\"\n\n[architecture]\ntokenizer = \"char\"\n",
+    ),
+    ("no_tokenizer", "algorithm = \"pretrain\"\ntrain_file = \"t\"\n\n[architecture]\nhidden_size = 64\n"),
+    (
+        "heads",
+        "algorithm = \"pretrain\"\ntrain_file = \"t\"\n\n[architecture]\ntokenizer = \"byte\"\nhidden_size = 100\n\
+      num_attention_heads = 6\nnum_key_value_heads = 4\n",
+    ),
+    (
+        "odd_heads",
+        "algorithm = \"pretrain\"\ntrain_file = \"t\"\n\n[architecture]\ntokenizer = \"byte\"\nhidden_size = 12\n",
+    ),
+    (
+        "zeros",
+        "algorithm = \"pretrain\"\ntrain_file = \"t\"\n\n[architecture]\ntokenizer = \"byte\"\nhidden_size = 0\n\
+      num_key_value_heads = 0\nrope_theta = 0\n",
+    ),
+    (
+        "keys_and_types",
+        "algorithm = \"pretrain\"\ntrain_file = \"t\"\n\n[architecture]\ntokenizer = \"bpe\"\nmodel_type = \"gpt2\"\n\
+      hidden = 64\nvocab_size = 5\nhidden_size = \"64\"\ntie_word_embeddings = 1\n",
+    ),
+    ("no_table", "algorithm = \"pretrain\"\ntrain_file = \"t\"\narchitecture = \"llama\"\nn_embd = 64\n"),
+    ("grpo", "train_file = \"t\"\n\n[architecture]\ntokenizer = \"byte\"\n"),
+    (
+        "weights",
+        "algorithm = \"sft\"\ntrain_file = \"t\"\ninit = \"pretrained\"\nrevision = \"main\"\n\n[architecture]\n\
+      tokenizer = \"byte\"\n",
+    ),
+    (
+        "template",
+        "algorithm = \"sft\"\ntrain_file = \"t\"\nsystem_prompt = \"Be brief.\"\n\n[architecture]\ntokenizer = \"char\"\n",
+    ),
+    (
+        "block_size",
+        "algorithm = \"pretrain\"\ntrain_file = \"t\"\nblock_size = 65\n\n[architecture]\ntokenizer = \"char\"\n\
+      max_position_embeddings = 64\n",
+    ),
+    (
+        "ranges",
+        "algorithm = \"pretrain\"\nmodel = \"m\"\ntrain_file = \"t\"\nblock_size = 0\nvalidation_fraction = 1.0\n",
+    ),
+    (
+        "nothing_to_evaluate_on",
+        "algorithm = \"pretrain\"\nmodel = \"m\"\ntrain_file = \"t\"\nvalidation_fraction = 0\neval_steps = 10\n",
+    ),
+    (
+        "not_read",
+        "algorithm = \"pretrain\"\nmodel = \"m\"\ntrain_file = \"t\"\neval_file = \"e\"\neval_max_rows = 3\n\
+      num_generations = 1\nbeta = 0.1\ncompletion_only_loss = true\nprompt_column = \"q\"\nmax_prompt_length = 9\n\
+      \n[[rewards]]\nname = \"last_integer\"\n",
+    ),
+    (
+        "not_read_by_others",
+        "algorithm = \"sft\"\nmodel = \"m\"\ntrain_file = \"t\"\nblock_size = 9\nsample_prompt = \"x\"\n",
+    ),
+];
+
+#[test]
+fn each_wrong_file_of_pretraining_gives_its_message() {
+    let mut all = String::new();
+    for (name, text) in WRONG_PRETRAINING {
+        let (folder, layers) = layers(text);
+        writeln!(all, "======== {name}\n{}\n", message(folder.path(), &layers)).unwrap();
+    }
+    insta::assert_snapshot!(all);
+}
+
+/// The table can be set key by key, and later layers change single keys of it.
+#[test]
+fn an_architecture_is_merged_key_by_key() {
+    let text = "algorithm = \"pretrain\"\ntrain_file = \"t\"\nblock_size = 32\n\n[architecture]\nhidden_size = 64\n";
+    let (_folder, mut layers) = layers(text);
+    layers.overrides =
+        ["architecture.tokenizer=char", "architecture.num_key_value_heads=2"].map(Override::parse).into();
+    let config = layers.resolve().unwrap_or_else(|error| panic!("{error}")).config;
+    let expected = ArchitectureConfig {
+        hidden_size: 64,
+        tokenizer: Some(TokenizerKind::Char),
+        num_key_value_heads: Some(2),
+        ..ArchitectureConfig::default()
+    };
+    assert_eq!(config.architecture, Some(expected));
+}
+
 #[test]
 fn wrong_values_from_elsewhere_give_their_source() {
     let (folder, mut layers) = layers("top_p = 2\nresume = \"auto\"\n");
@@ -213,7 +305,19 @@ fn what_is_shown_reads_back_to_the_same_settings() {
         ..RunConfig::default()
     };
     let sft = RunConfig { algorithm: Algorithm::Sft, completion_only_loss: false, ..config.clone() };
-    for config in [config, sft] {
+    let pretrain = RunConfig {
+        algorithm: Algorithm::Pretrain,
+        architecture: Some(ArchitectureConfig {
+            tokenizer: Some(TokenizerKind::Byte),
+            rope_theta: 1e6,
+            ..ArchitectureConfig::default()
+        }),
+        train_file: "t".into(),
+        sample_prompt: tricky.into(),
+        validation_fraction: 0.25,
+        ..RunConfig::default()
+    };
+    for config in [config, sft, pretrain] {
         let (_folder, written) = layers(&config.to_toml());
         let resolved = written.resolve().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(resolved.config, config);

@@ -15,7 +15,7 @@ pub struct CardFacts {
     pub model_name: String,
     /// Hub id of the base model; not a local path, which means nothing to others.
     pub base_model: Option<String>,
-    /// `grpo` or `sft`.
+    /// The word of the setting, as `grpo`.
     pub algorithm: String,
     /// Hub ids or file names of the training data.
     pub datasets: Vec<String>,
@@ -153,6 +153,7 @@ fn method(algorithm: &str) -> String {
                    Models](https://huggingface.co/papers/2402.03300) (arXiv:2402.03300)."
             .into(),
         "sft" => "Trained by supervised fine-tuning on given completions.".into(),
+        "pretrain" => "Trained to predict the next token of a text.".into(),
         other => format!("Trained with {other}."),
     }
 }

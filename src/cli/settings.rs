@@ -37,13 +37,13 @@ macro_rules! flags {
 }
 
 flags! {
-    /// What is trained: grpo or sft.
+    /// What is trained: grpo, sft or pretrain.
     algorithm: "NAME",
     /// Model folder or Hub id.
     model: "MODEL",
     /// Branch, tag or commit of a Hub id.
     revision: "REV",
-    /// JSONL file of the training rows.
+    /// JSONL file of the training rows; of pretrain a text file.
     train_file: "FILE",
     /// JSONL file of the evaluation rows.
     eval_file: "FILE",

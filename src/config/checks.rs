@@ -3,6 +3,7 @@
 //! Pure over the typed configuration (but for [`missing_files`], which looks whether files exist): positions are
 //! attached by `layers.rs`. No value is changed; a setting that would have no effect is named rather than ignored.
 
+use super::architecture;
 use super::diagnostic::{ConfigError, Diagnostic, Place};
 use super::effects::{NoEffect, conditional_keys, no_effect};
 use super::kinds::{Algorithm, LossType};
@@ -69,6 +70,7 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
     let mut found = missing(config);
     found.extend(out_of_range(config));
     found.extend(contradictions(config));
+    found.extend(architecture::problems(config));
     found.extend(rewards::problems(config));
     found.extend(trackers(config));
     found.extend(without_effect(config, is_set));
@@ -77,12 +79,18 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
 
 fn missing(config: &RunConfig) -> Vec<Problem> {
     let mut found = Vec::new();
-    if config.model.trim().is_empty() {
-        found.push(Problem::new(&["model"], "`model` is not set").help("name a model folder or a Hub id (`org/name`)"));
+    let is_text = config.algorithm == Algorithm::Pretrain;
+    if config.model.trim().is_empty() && config.architecture.is_none() {
+        let help = if matches!(config.algorithm, Algorithm::Pretrain | Algorithm::Sft) {
+            "name a model folder or a Hub id (`org/name`), or make a new model by an `[architecture]` table"
+        } else {
+            "name a model folder or a Hub id (`org/name`)"
+        };
+        found.push(Problem::new(&["model", "architecture"], "`model` is not set").help(help));
     }
     if config.train_file.trim().is_empty() {
-        found
-            .push(Problem::new(&["train_file"], "`train_file` is not set").help("name a JSONL file with a row a line"));
+        let help = if is_text { "name a text file" } else { "name a JSONL file with a row a line" };
+        found.push(Problem::new(&["train_file"], "`train_file` is not set").help(help));
     }
     if config.eval_file.as_deref().is_some_and(|path| path.trim().is_empty()) {
         found.push(Problem::new(&["eval_file"], "`eval_file` is empty").help("name a JSONL file, or leave it out"));
@@ -164,7 +172,7 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
     use Range::{Counts, Decay, Inside, NotNegative, Positive, Share, Unit};
     let c = config;
     let count = |n: usize| Some(n as f64);
-    let ranges: [(&'static str, Option<f64>, Range); 28] = [
+    let ranges: [(&'static str, Option<f64>, Range); 30] = [
         ("threads", c.threads.and_then(count), Counts),
         ("max_prompt_length", count(c.max_prompt_length), Counts),
         ("num_generations", count(c.num_generations), Counts),
@@ -179,6 +187,8 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
         ("epsilon_high", c.epsilon_high, Positive),
         ("delta", c.delta, Positive),
         ("gamma", Some(c.gamma), Share),
+        ("block_size", count(c.block_size), Counts),
+        ("validation_fraction", Some(c.validation_fraction), Decay),
         ("learning_rate", c.learning_rate, Positive),
         ("warmup_steps", Some(c.warmup_steps), NotNegative),
         ("adam_beta1", Some(c.adam_beta1), Decay),
@@ -239,7 +249,12 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
         let help = "the learning rate would never be reached; a value below 1 is a share of all steps";
         found.push(Problem::new(&["warmup_steps", "max_steps"], message).help(help));
     }
-    if c.eval_file.is_none() && c.eval_steps > 0 {
+    let is_text = c.algorithm == Algorithm::Pretrain;
+    if is_text && c.eval_steps > 0 && c.validation_fraction == 0.0 {
+        let message = "`eval_steps` is set, but `validation_fraction` is 0: there is nothing to evaluate on";
+        found.push(Problem::new(&["eval_steps", "validation_fraction"], message).help("set it to 0.1, say"));
+    }
+    if !is_text && c.eval_file.is_none() && c.eval_steps > 0 {
         let message = "`eval_steps` is set, but there is no `eval_file`";
         found.push(Problem::new(&["eval_steps", "eval_file"], message).help("name a JSONL file to evaluate on"));
     }

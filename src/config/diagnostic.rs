@@ -46,10 +46,11 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// Whether it speaks of this setting.
+    /// Whether it speaks of this setting, or of this table.
     pub(super) fn names(&self, key: &str) -> bool {
-        let key = format!("`{key}`");
-        self.message.contains(&key) || self.help.iter().any(|help| help.contains(&key))
+        let spellings = [format!("`{key}`"), format!("`[{key}]`")];
+        let speaks = |text: &String| spellings.iter().any(|spelling| text.contains(spelling));
+        speaks(&self.message) || self.help.iter().any(speaks)
     }
 }
 

@@ -3,13 +3,18 @@
 //! One table; a setting that is not in it is always read. `checks.rs` makes errors of settings that were set and are
 //! not read, `show.rs` leaves them out of what it writes.
 
-use super::kinds::Algorithm::{self, Grpo, Sft};
+use super::kinds::Algorithm::{self, Grpo, Pretrain, Sft};
 use super::run_config::RunConfig;
 
 /// The algorithms that sample completions and score them.
 const SAMPLING: &[Algorithm] = &[Grpo];
 /// Those with the clipped objective.
 const OBJECTIVE: &[Algorithm] = &[Grpo];
+
+/// Those that sample at all, be it to show what was learned.
+const WRITING: &[Algorithm] = &[Grpo, Pretrain];
+/// Those that learn from rows: all but the one that learns a text.
+const ROWS: &[Algorithm] = &[Grpo, Sft];
 
 /// A setting that is not always read.
 struct Effect {
@@ -41,12 +46,28 @@ impl Effect {
 
 /// Settings of generation that are missing here are read by evaluations too.
 const EFFECTS: &[Effect] = &[
+    of("init", &[]).with(
+        "architecture",
+        |c| c.architecture.is_none(),
+        "with `[architecture]`: there are no weights yet",
+    ),
+    of("revision", &[]).with("architecture", |c| c.architecture.is_none(), "with `[architecture]`"),
+    of("eval_file", ROWS),
+    of("eval_grader", ROWS),
+    of("prompt_column", ROWS),
+    of("answer_column", ROWS),
+    of("system_prompt", ROWS),
+    of("chat_template", ROWS),
+    of("chat_template_kwargs", ROWS),
+    of("on_bad_row", ROWS),
+    of("max_prompt_length", ROWS),
+    of("rewards", ROWS),
     of("num_generations", SAMPLING),
-    of("temperature", SAMPLING),
-    of("top_p", SAMPLING),
-    of("top_k", SAMPLING),
-    of("min_p", SAMPLING),
-    of("repetition_penalty", SAMPLING),
+    of("temperature", WRITING),
+    of("top_p", WRITING),
+    of("top_k", WRITING),
+    of("min_p", WRITING),
+    of("repetition_penalty", WRITING),
     of("log_completions", SAMPLING),
     of("num_iterations", SAMPLING),
     of("mask_truncated_completions", SAMPLING),
@@ -60,7 +81,11 @@ const EFFECTS: &[Effect] = &[
     of("gamma", OBJECTIVE),
     of("completion_column", &[Sft]),
     of("completion_only_loss", &[Sft]),
-    of("eval_max_rows", &[]).with("eval_file", |c| c.eval_file.is_some(), "without `eval_file`"),
+    of("block_size", &[Pretrain]),
+    of("validation_fraction", &[Pretrain]),
+    of("num_samples", &[Pretrain]),
+    of("sample_prompt", &[Pretrain]),
+    of("eval_max_rows", ROWS).with("eval_file", |c| c.eval_file.is_some(), "without `eval_file`"),
 ];
 
 /// Why a setting is not read.

@@ -2,6 +2,7 @@
 //!
 //! Owns only the words and their spelling in TOML; what each choice does is the business of the part that reads it.
 
+use crate::model::Family;
 use serde::{Deserialize, Serialize};
 
 pub use crate::algorithm::{KlEstimator, LossType, ScaleRewards};
@@ -18,6 +19,8 @@ pub enum Algorithm {
     Grpo,
     /// Supervised fine-tuning on given completions.
     Sft,
+    /// Learning to predict a text, token by token.
+    Pretrain,
 }
 
 impl Algorithm {
@@ -27,6 +30,7 @@ impl Algorithm {
         match self {
             Self::Grpo => "grpo",
             Self::Sft => "sft",
+            Self::Pretrain => "pretrain",
         }
     }
 }
@@ -52,6 +56,41 @@ pub enum EvalGrader {
     ExactMatch,
     /// A completion that the first of the rewards scores above 0.5.
     Reward,
+}
+
+/// Family of a model that is made from nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelType {
+    /// Without biases.
+    #[default]
+    Llama,
+    /// Biases on queries, keys and values.
+    Qwen2,
+    /// Norms on queries and keys.
+    Qwen3,
+}
+
+impl ModelType {
+    /// The family.
+    #[must_use]
+    pub fn family(self) -> Family {
+        match self {
+            Self::Llama => Family::Llama,
+            Self::Qwen2 => Family::Qwen2,
+            Self::Qwen3 => Family::Qwen3,
+        }
+    }
+}
+
+/// What the tokenizer of a new model is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenizerKind {
+    /// The characters of the training data.
+    Char,
+    /// All 256 bytes.
+    Byte,
 }
 
 /// Number format of forward and backward. Master weights are f32 whatever it is.

@@ -4,6 +4,7 @@
 //! checked as a whole, and shown with the source of each value ([`Resolved`]). The settings are only stored here:
 //! the recipe hands them to the components, which own what they mean.
 
+mod architecture;
 mod checks;
 mod diagnostic;
 mod effects;
@@ -17,10 +18,11 @@ mod run_config;
 mod schema;
 mod show;
 
+pub use architecture::ArchitectureConfig;
 pub use diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
 pub use kinds::{
-    Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
-    ScaleRewards,
+    Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, ModelType, OnBadRow,
+    SaveDtype, ScaleRewards, TokenizerKind,
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
 pub use reference::reference_page;

@@ -27,6 +27,10 @@ pub(super) static RUN_FIELDS: LazyLock<Vec<Field>> =
 pub(super) static REWARD_FIELDS: LazyLock<Vec<Field>> =
     LazyLock::new(|| fields(include_str!("run_config.rs"), "RewardConfig"));
 
+/// The settings of the `[architecture]` table.
+pub(super) static ARCHITECTURE_FIELDS: LazyLock<Vec<Field>> =
+    LazyLock::new(|| fields(include_str!("architecture.rs"), "ArchitectureConfig"));
+
 /// Reads the public fields of `pub struct <name>` with their doc comments out of Rust source text that rustfmt wrote.
 fn fields(source: &str, name: &str) -> Vec<Field> {
     let head = format!("pub struct {name} {{");
@@ -114,6 +118,14 @@ pub(super) const FOREIGN: &[Foreign] = &[
     noted("dataset_name", "train_file", "a JSONL file"),
     same("train_data", "train_file"),
     same("train_path", "train_file"),
+    same("context_length", "block_size"),
+    same("context_size", "block_size"),
+    same("seq_length", "block_size"),
+    noted("hidden_size", "", "it is `hidden_size` of the `[architecture]` table"),
+    noted("n_embd", "", "it is `hidden_size` of the `[architecture]` table"),
+    noted("n_layer", "", "it is `num_hidden_layers` of the `[architecture]` table"),
+    noted("n_head", "", "it is `num_attention_heads` of the `[architecture]` table"),
+    noted("model_type", "", "it is `model_type` of the `[architecture]` table"),
     same("eval_data", "eval_file"),
     noted("eval_dataset", "eval_file", "a JSONL file"),
     same("prompt_field", "prompt_column"),
@@ -208,7 +220,7 @@ pub(super) fn foreign(name: &str) -> Option<&'static Foreign> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{RewardConfig, RunConfig};
+    use crate::config::{ArchitectureConfig, RewardConfig, RunConfig};
 
     fn keys(value: &serde_json::Value) -> Vec<String> {
         value.as_object().unwrap().keys().cloned().collect()
@@ -219,6 +231,8 @@ mod tests {
         let names = |fields: &[Field]| fields.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&RUN_FIELDS), keys(&serde_json::to_value(RunConfig::default()).unwrap()));
         assert_eq!(names(&REWARD_FIELDS), keys(&serde_json::to_value(RewardConfig::default()).unwrap()));
+        let architecture = serde_json::to_value(ArchitectureConfig::default()).unwrap();
+        assert_eq!(names(&ARCHITECTURE_FIELDS), keys(&architecture));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Owns the page's form only; its words are those of `run_config.rs` and `names.rs`. The page in `configs/` is kept
 //! equal to this by a test.
 
-use super::names::{FOREIGN, Field, REWARD_FIELDS, RUN_FIELDS};
+use super::names::{ARCHITECTURE_FIELDS, FOREIGN, Field, REWARD_FIELDS, RUN_FIELDS};
 use super::rewards::KINDS;
 use crate::env::VARIABLES;
 use std::fmt::Write as _;
@@ -39,6 +39,10 @@ pub fn reference_page() -> String {
                 let _ = writeln!(page, "| `{}` | {} | {keys} |", kind.name, cell(kind.score));
             }
         }
+        if field.name == "architecture" {
+            page.push_str("\nKeys of the `[architecture]` table:\n\n| key | type | meaning |\n|---|---|---|\n");
+            ARCHITECTURE_FIELDS.iter().for_each(|field| write_row(&mut page, field));
+        }
     }
     page.push_str(
         "\n## Names used elsewhere\n\n\
@@ -73,6 +77,7 @@ fn kind(rust: &str) -> &'static str {
         "String" | "PathBuf" => "string",
         "Vec<String" => "list of strings",
         "Vec<RewardConfig" => "list of tables",
+        "ArchitectureConfig" => "table",
         kind if kind.starts_with("serde_json") => "table",
         _ => "word",
     }
@@ -86,7 +91,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::super::show::toml_value;
     use super::*;
-    use crate::config::{RewardConfig, RunConfig};
+    use crate::config::{ArchitectureConfig, RewardConfig, RunConfig};
     use serde_json::Value;
 
     /// The comments are prose, but the default they state is a value that the code knows too.
@@ -95,6 +100,7 @@ mod tests {
         let tables = [
             (&RUN_FIELDS, serde_json::to_value(RunConfig::default()).unwrap()),
             (&REWARD_FIELDS, serde_json::to_value(RewardConfig::default()).unwrap()),
+            (&ARCHITECTURE_FIELDS, serde_json::to_value(ArchitectureConfig::default()).unwrap()),
         ];
         for (fields, defaults) in tables {
             for field in fields.iter() {

@@ -1,6 +1,6 @@
 //! What settings amount to where they leave a choice to the algorithm or to each other.
 
-use super::kinds::{Algorithm, LossType};
+use super::kinds::{Algorithm, Init, LossType};
 use super::run_config::RunConfig;
 use std::path::PathBuf;
 
@@ -22,6 +22,7 @@ impl RunConfig {
         self.learning_rate.unwrap_or(match self.algorithm {
             Algorithm::Grpo => 1e-6,
             Algorithm::Sft => 2e-5,
+            Algorithm::Pretrain => 1e-3,
         })
     }
 
@@ -29,6 +30,12 @@ impl RunConfig {
     #[must_use]
     pub fn resolved_beta(&self) -> f64 {
         self.beta.unwrap_or(0.04)
+    }
+
+    /// Where the first weights come from: a new architecture has none that could be read.
+    #[must_use]
+    pub fn resolved_init(&self) -> Init {
+        if self.architecture.is_some() { Init::Random } else { self.init }
     }
 
     /// The upper clip bound that is used: `epsilon_high`, else `epsilon`, or with `cispo` the cap 5.
@@ -39,7 +46,7 @@ impl RunConfig {
         self.epsilon_high.unwrap_or(default)
     }
 
-    /// Prompts that one optimizer step covers (`sft`: rows).
+    /// Prompts that one optimizer step covers (`sft`: rows; `pretrain`: blocks).
     #[must_use]
     pub fn prompts_per_optimizer_step(&self) -> usize {
         self.prompts_per_step.saturating_mul(self.gradient_accumulation_steps)

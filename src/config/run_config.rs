@@ -5,6 +5,7 @@
 //! `// # Title` opens a section of that page. What a setting does is the business of the component it is handed to;
 //! whether the values fit together is checked in `checks.rs`.
 
+use super::architecture::ArchitectureConfig;
 use super::kinds::{
     Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
     ScaleRewards,
@@ -23,7 +24,8 @@ use std::path::PathBuf;
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the file")]
 pub struct RunConfig {
     // # Run
-    /// What is trained: `grpo` (sample, score, reinforce) or `sft` (supervised, on given completions).
+    /// What is trained: `grpo` (sample, score, reinforce), `sft` (supervised, on given completions) or `pretrain`
+    /// (predict a text).
     /// Default `"grpo"`: it is what this program is for.
     pub algorithm: Algorithm,
     /// Folder that receives checkpoints, metrics and the final model. One run at a time may hold it.
@@ -49,8 +51,8 @@ pub struct RunConfig {
     pub offline: bool,
 
     // # Model
-    /// The model to start from: a folder in Hugging Face layout, or a Hub id (`org/name`). Required.
-    /// Default `""`: there is no model that fits everyone.
+    /// The model to start from: a folder in Hugging Face layout, or a Hub id (`org/name`). Required, unless
+    /// `[architecture]` makes a new one. Default `""`: there is no model that fits everyone.
     pub model: String,
     /// Branch, tag or commit of a Hub id. Default none: the main branch.
     pub revision: Option<String>,
@@ -60,9 +62,13 @@ pub struct RunConfig {
     /// Number format of saved models: `auto` (that of the start model), `f32`, `bf16` or `f16`.
     /// Default `"auto"`: the saved model is as large as the one it came from.
     pub save_dtype: SaveDtype,
+    /// A model made from nothing, in place of `model`: an `[architecture]` table (`pretrain`, `sft`). Its configuration
+    /// and its tokenizer are written to the folder `base` of `output_dir`, its weights are drawn from `seed`.
+    /// Default none: training starts from `model`.
+    pub architecture: Option<ArchitectureConfig>,
 
     // # Data
-    /// JSONL file of the training rows. Required.
+    /// JSONL file of the training rows (`pretrain`: a text file in UTF-8). Required.
     /// Default `""`: there is no data that fits everyone.
     pub train_file: String,
     /// JSONL file of the rows that evaluations measure on. Default none: nothing is evaluated.
@@ -96,7 +102,7 @@ pub struct RunConfig {
     /// Completions sampled for each prompt (the group), 2 or more. More give a better baseline and cost more time.
     /// Default `8`: as TRL.
     pub num_generations: usize,
-    /// Longest completion, in tokens, 1 or more. Default `512`: as TRL.
+    /// Longest completion (`pretrain`: sample), in tokens, 1 or more. Default `512`: as TRL.
     pub max_completion_length: usize,
     /// Divides the logits before sampling, above 0. Lower is more careful, higher more varied.
     /// Default `1.0`: the distribution that the loss is about.
@@ -164,8 +170,23 @@ pub struct RunConfig {
     /// Default `true`: the prompt is given when the model is used.
     pub completion_only_loss: bool,
 
+    // # Pretraining
+    /// Tokens of a block, 1 or more: the text is cut into them, and a token is predicted from those before it in its
+    /// block. At most the model's context. Default `256`: enough for sentences, letter by letter.
+    pub block_size: usize,
+    /// Share of the text, from its end, that is not learned but evaluated on, 0 to below 1; 0 evaluates nothing.
+    /// Default `0.1`: a tenth tells what was learned from what was memorised.
+    pub validation_fraction: f64,
+    /// Texts that the model writes at each evaluation, shown on the terminal and kept in completions.jsonl; 0 writes
+    /// none. Default `2`: enough to see it learn.
+    pub num_samples: usize,
+    /// How those texts begin. Default `""`: with a line break, or with the first token of the training text where the
+    /// tokenizer has none.
+    pub sample_prompt: String,
+
     // # Optimizer
-    /// Step size of AdamW, above 0. Default none: `1e-6` for grpo, `2e-5` for sft; as TRL.
+    /// Step size of AdamW, above 0. Default none: `1e-6` for grpo, `2e-5` for sft, as TRL; `1e-3` for pretrain, whose
+    /// models are small.
     pub learning_rate: Option<f64>,
     /// Course of the learning rate after the warm-up: `constant`, or to 0 as `linear` or `cosine`.
     /// Default `"linear"`: as transformers.
@@ -186,7 +207,7 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
 
     // # Batch and length
-    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`: rows).
+    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`: rows; `pretrain`: blocks).
     /// Default `8`: with the default group 64 completions.
     pub prompts_per_step: usize,
     /// Rollouts that share one optimizer step, 1 or more: it covers `prompts_per_step` times this many prompts.
@@ -198,7 +219,7 @@ pub struct RunConfig {
     /// Compute activations again in the backward pass: less memory, about a third more time.
     /// Default `false`: time first.
     pub gradient_checkpointing: bool,
-    /// Passes over the training rows, above 0; fractions are allowed. Default `1.0`: as TRL's GRPO.
+    /// Passes over the training data, above 0; fractions are allowed. Default `1.0`: as TRL's GRPO.
     pub num_train_epochs: f64,
     /// Optimizer steps, 1 or more; overrides `num_train_epochs`. Default none: the epochs decide.
     pub max_steps: Option<u64>,
@@ -207,7 +228,7 @@ pub struct RunConfig {
     /// Optimizer steps between evaluations; 0 evaluates before and after only.
     /// Default `0`: an evaluation can cost more than a step.
     pub eval_steps: u64,
-    /// Evaluate before the first step, where there is an `eval_file`.
+    /// Evaluate before the first step, where there is an `eval_file` (`pretrain`: a `validation_fraction`).
     /// Default `true`: a result needs something to compare with.
     pub eval_on_start: bool,
     /// Evaluate on the first rows of `eval_file` only, 1 or more. Default none: all rows.
@@ -315,6 +336,7 @@ impl Default for RunConfig {
             revision: None,
             init: Init::default(),
             save_dtype: SaveDtype::default(),
+            architecture: None,
             train_file: String::new(),
             eval_file: None,
             prompt_column: "prompt".to_owned(),
@@ -347,6 +369,10 @@ impl Default for RunConfig {
             mask_truncated_completions: false,
             gamma: 1.0,
             completion_only_loss: true,
+            block_size: 256,
+            validation_fraction: 0.1,
+            num_samples: 2,
+            sample_prompt: String::new(),
             learning_rate: None,
             lr_scheduler_type: LrSchedulerType::default(),
             warmup_steps: 0.0,

@@ -3,8 +3,9 @@
 //! serde stops at the first error; here each key is read as if it were the only one. Owns the wording of unknown keys
 //! and wrong types. Whether values fit together is not looked at here.
 
+use super::architecture::ArchitectureConfig;
 use super::diagnostic::{Diagnostic, Place};
-use super::names::{Field, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
+use super::names::{ARCHITECTURE_FIELDS, Field, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
 use super::run_config::{RewardConfig, RunConfig};
 use serde::Deserialize;
 use std::ops::Range;
@@ -26,6 +27,7 @@ pub(super) struct Source<'a> {
 enum Kind {
     Run,
     Reward,
+    Architecture,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
         match self {
             Self::Run => &RUN_FIELDS,
             Self::Reward => &REWARD_FIELDS,
+            Self::Architecture => &ARCHITECTURE_FIELDS,
         }
     }
 
@@ -41,6 +44,7 @@ impl Kind {
         match self {
             Self::Run => RunConfig::deserialize(table).map(drop),
             Self::Reward => RewardConfig::deserialize(table).map(drop),
+            Self::Architecture => ArchitectureConfig::deserialize(table).map(drop),
         }
     }
 }
@@ -66,6 +70,10 @@ fn check_table(kind: Kind, table: &Table<'_>, source: &Source<'_>, found: &mut V
                     None => found.push(wrong_type(kind, field, &element.span(), source)),
                 }
             }
+        } else if name == "architecture"
+            && let Some(table) = value.get_ref().as_table()
+        {
+            check_table(Kind::Architecture, table, source, found);
         } else {
             let mut alone = Table::new();
             alone.insert(key.clone(), value.clone());
@@ -97,8 +105,14 @@ fn unknown(kind: Kind, name: &str, value: &DeValue<'_>, place: Place) -> Diagnos
         help.push("settings are one flat table: write the keys without a section head".to_owned());
     } else if kind == Kind::Reward {
         help.push(format!("a reward has {}", list(names, "and")));
+    } else if kind == Kind::Architecture {
+        help.push(format!("an architecture has {}", list(names, "and")));
     }
-    let what = if kind == Kind::Run { "unknown setting" } else { "unknown key of a reward" };
+    let what = match kind {
+        Kind::Run => "unknown setting",
+        Kind::Reward => "unknown key of a reward",
+        Kind::Architecture => "unknown key of `[architecture]`",
+    };
     Diagnostic { message: format!("{what} `{name}`"), place, help }
 }
 
@@ -112,13 +126,15 @@ fn wrong_type(kind: Kind, field: &Field, span: &Range<usize>, source: &Source<'_
         "String" | "PathBuf" => "a string".to_owned(),
         "Vec<String" => "a list of strings".to_owned(),
         "Vec<RewardConfig" => "a list of tables, each under the head `[[rewards]]`".to_owned(),
+        "ArchitectureConfig" => "a table, under the head `[architecture]`".to_owned(),
         kind if kind.starts_with("serde_json") => "a table".to_owned(),
         _ => list(words.iter().map(String::as_str), "or"),
     };
     let bare = written.trim_matches(['"', '\'']);
     let near = nearest(bare, words.iter().map(String::as_str)).map(|word| format!("did you mean \"{word}\"?"));
+    let table = if kind == Kind::Architecture { " of `[architecture]`" } else { "" };
     Diagnostic {
-        message: format!("`{}` must be {expected}, not {}", field.name, shorten(written)),
+        message: format!("`{}`{table} must be {expected}, not {}", field.name, shorten(written)),
         place: (source.place)(span),
         help: near.into_iter().collect(),
     }

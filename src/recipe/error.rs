@@ -33,6 +33,27 @@ pub enum RecipeError {
     /// A number format that the device does not compute in.
     #[error("dtype = \"bf16\" needs a CUDA device")]
     Dtype,
+    /// A block does not fit into the model's context.
+    #[error("block_size = {block_size} is more than the model's context of {context} tokens")]
+    BlockSize { block_size: usize, context: usize },
+    /// A text, or a part of it, does not fill a block.
+    #[error("{}: the {part} part has {tokens} tokens, and a block needs {}", path.display(), block_size + 1)]
+    TooShort { path: PathBuf, part: &'static str, tokens: usize, block_size: usize },
+    /// A text has characters that the tokenizer would leave out.
+    #[error("{place}: the tokenizer does not have {}", list(characters))]
+    MissingCharacters { place: String, characters: Vec<char> },
+    /// Samples would begin with more than the model can read.
+    #[error("sample_prompt has {tokens} tokens, and the model's context is {context}")]
+    SamplePrompt { tokens: usize, context: usize },
+    /// A conversation where the tokenizer knows plain text only.
+    #[error("{}:{line}: a conversation, but `tokenizer = \"char\"` knows nothing of chat templates", path.display())]
+    Conversation { path: PathBuf, line: usize },
+    /// The folder for the files of a new model holds something else.
+    #[error("{} holds {file}, so the files of the new model are not written there", folder.display())]
+    ForeignFolder { folder: PathBuf, file: String },
+    /// A new model's file is not what the run began with.
+    #[error("{} is not what `[architecture]` and the training data give: the run began with another model", path.display())]
+    OtherBase { path: PathBuf },
     /// The model has no chat template and one is needed.
     #[error("{} has no chat template", folder.display())]
     NoChatTemplate { folder: PathBuf },
@@ -69,6 +90,16 @@ pub enum RecipeError {
     Tensor(#[from] candle_core::Error),
 }
 
+/// The first ten characters of a list, and how many more there are.
+fn list(characters: &[char]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = characters.iter().take(SHOWN).map(|c| format!("{c:?}")).collect();
+    match characters.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more characters", shown.join(", ")),
+    }
+}
+
 impl RecipeError {
     fn inner(&self) -> Option<&dyn Diagnose> {
         match self {
@@ -101,6 +132,16 @@ impl Diagnose for RecipeError {
             Self::NoExamples { .. } => "Raise `max_prompt_length` and `max_completion_length`.",
             Self::Vocabulary { .. } => "Take tokenizer and weights from the same model.",
             Self::Dtype => "Leave `dtype` at \"auto\", which is f32 on the CPU.",
+            Self::BlockSize { .. } | Self::SamplePrompt { .. } => {
+                "Set it to at most the context, or take a model with a longer one."
+            }
+            Self::TooShort { .. } => "Lower `block_size`, change `validation_fraction`, or give a longer text.",
+            Self::MissingCharacters { .. } => {
+                "Replace these characters, or take a model that has them (`tokenizer = \"byte\"` holds any text)."
+            }
+            Self::Conversation { .. } => "Set `tokenizer = \"byte\"` in `[architecture]`, and `chat_template`.",
+            Self::ForeignFolder { .. } => "Choose another `output_dir`, or move what is there.",
+            Self::OtherBase { .. } => "Use the settings and data of the checkpoint, or another `output_dir`.",
             Self::NoChatTemplate { .. } => "Leave out --chat, or give a template with --chat-template.",
             _ => return self.inner().and_then(Diagnose::hint),
         };
@@ -109,8 +150,17 @@ impl Diagnose for RecipeError {
 
     fn exit(&self) -> Exit {
         match self {
-            Self::NoRows { .. } | Self::NoExamples { .. } => Exit::Data,
-            Self::Dtype | Self::NoChatTemplate { .. } => Exit::Usage,
+            Self::NoRows { .. }
+            | Self::NoExamples { .. }
+            | Self::TooShort { .. }
+            | Self::MissingCharacters { .. }
+            | Self::Conversation { .. } => Exit::Data,
+            Self::Dtype
+            | Self::BlockSize { .. }
+            | Self::SamplePrompt { .. }
+            | Self::ForeignFolder { .. }
+            | Self::OtherBase { .. }
+            | Self::NoChatTemplate { .. } => Exit::Usage,
             Self::Vocabulary { .. } => Exit::Model,
             _ => self.inner().map_or(Exit::Failed, Diagnose::exit),
         }

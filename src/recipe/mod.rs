@@ -1,17 +1,21 @@
 //! From settings to parts: the only place that wires the types together.
 //!
-//! [`train()`] is a whole run, [`evaluate()`], [`evaluate_models()`] and [`generate()`]
-//! use finished models, [`plan()`] says what a run would
-//! do. What the command line can do, a library user can do through these functions, and with rewards of their own. What
-//! the parts do is not decided here.
+//! [`train()`] is a whole run; [`evaluate()`], [`evaluate_models()`], [`perplexity()`] and [`generate()`] use finished
+//! models; [`plan()`] says what a run would do. What the command line can do, a library user can do through these
+//! functions, and with rewards of their own. What the parts do is not decided here.
 
+mod base;
+mod corpus;
 mod error;
 mod evaluate;
+mod evaluator;
 mod generate;
 mod parts;
 mod plan;
+mod start;
 mod train;
 
+pub use corpus::{PerplexityOptions, perplexity};
 pub use error::RecipeError;
 pub use evaluate::{EvaluateOptions, Evaluation, evaluate, evaluate_models};
 pub use generate::{GenerateOptions, generate};

@@ -1,12 +1,12 @@
 //! What a run would do, without doing it: the first prompt, the batch arithmetic, an estimate of the memory.
 
 use super::RecipeError;
-use super::parts::{
-    LoadedModel, PromptLimit, check_device, example_config, graders, load_data, load_model, max_steps, prepare,
-};
-use super::train::evaluator;
+use super::evaluator::evaluator;
+use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare};
+use super::start::{Start, TrainingData};
+use crate::batch::blocks;
 use crate::config::{Algorithm, RunConfig};
-use crate::data::RowKind;
+use crate::data::Dataset;
 use crate::model::ModelConfig;
 use crate::rollout::CacheShape;
 use crate::trainer::prepare_examples;
@@ -14,18 +14,21 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::path::Path;
 
+/// Tokens of a training text that are shown.
+const SHOWN_TOKENS: usize = 32;
+
 /// What a run would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
-    /// `grpo` or `sft`.
+    /// The word of the setting.
     pub algorithm: &'static str,
     /// The model as the settings name it.
     pub model: String,
     /// Parameters of the model.
     pub parameters: usize,
-    /// Rows of the training file that are used.
+    /// Rows of the training file that are used, or blocks of a text.
     pub rows: usize,
-    /// Prompts of an optimizer step.
+    /// Prompts, or blocks, of an optimizer step.
     pub prompts_per_step: usize,
     /// Completions of a prompt; 1 for supervised fine-tuning.
     pub num_generations: usize,
@@ -39,7 +42,7 @@ pub struct Plan {
     pub max_micro_batches: usize,
     /// Estimated memory.
     pub memory: Memory,
-    /// The first prompt as the model reads it.
+    /// The first prompt as the model reads it, or the start of the text.
     pub first_prompt: String,
     /// Its tokens.
     pub first_prompt_ids: Vec<u32>,
@@ -79,31 +82,41 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     settings.check()?;
     let (rewards, grader) = graders(settings, None)?;
     check_device(settings)?;
-    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
-    let model = load_model(&settings.model, revision, settings.offline, template)?;
+    let Start { model, data, .. } = Start::new(settings)?;
     let path = Path::new(&settings.train_file);
-    let (rows, first_prompt, first_prompt_ids, longest_prompt) = match settings.algorithm {
-        Algorithm::Grpo => {
-            let data = load_data(path, settings, RowKind::Prompt)?;
+    // The evaluation's data are checked as the run would; nothing is evaluated.
+    evaluator(settings, &model, &data, rewards.clone(), grader)?;
+    let (rows, first_prompt, first_prompt_ids, longest_prompt) = match data {
+        TrainingData::Text(corpus) => {
+            let shown = &corpus.train[..corpus.train.len().min(SHOWN_TOKENS)];
+            let num_blocks = blocks(&corpus.train, settings.block_size).count();
+            (num_blocks, model.tokenizer.decode_with_special(shown)?, shown.to_vec(), 1)
+        }
+        TrainingData::Rows(data) if settings.algorithm == Algorithm::Grpo => {
             rewards.check_rows(path, &data.rows)?;
             let limit = PromptLimit::new(settings, &model);
             let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
             (prompts.len(), prompts[0].text.clone(), prompts[0].ids.clone(), longest)
         }
-        Algorithm::Sft => first_example(settings, &model, path)?,
+        TrainingData::Rows(data) => first_example(settings, &model, path, &data)?,
     };
-    // The evaluation's data are checked as the run would; nothing is evaluated.
-    evaluator(settings, &model, rewards, grader)?;
     let is_grpo = settings.algorithm == Algorithm::Grpo;
     let num_generations = if is_grpo { settings.num_generations } else { 1 };
     let prompts_per_step = settings.prompts_per_optimizer_step();
-    let longest_completion = settings.max_completion_length.min(model.config.max_position_embeddings);
+    let longest_completion = match settings.algorithm {
+        // A block's last token is not run.
+        Algorithm::Pretrain => settings.block_size - 1,
+        Algorithm::Grpo | Algorithm::Sft => settings.max_completion_length.min(model.config.max_position_embeddings),
+    };
     let max_tokens_per_step = prompts_per_step * (longest_prompt + num_generations * longest_completion);
     let budget = settings.max_tokens_per_micro_batch;
     Ok(Plan {
         algorithm: settings.algorithm.name(),
-        model: settings.model.clone(),
+        model: match &settings.architecture {
+            None => settings.model.clone(),
+            Some(architecture) => format!("a new {}", architecture.model_type.family().model_type()),
+        },
         parameters: model.config.num_parameters(),
         rows,
         prompts_per_step,
@@ -122,8 +135,8 @@ fn first_example(
     settings: &RunConfig,
     model: &LoadedModel,
     path: &Path,
+    data: &Dataset,
 ) -> Result<(usize, String, Vec<u32>, usize), RecipeError> {
-    let data = load_data(path, settings, RowKind::Completion)?;
     let limits = example_config(settings, model);
     let (examples, left_out) = prepare_examples(path, &data.rows, &model.renderer(settings), limits)?;
     let Some(first) = examples.first() else {
@@ -169,6 +182,7 @@ impl Plan {
     pub fn render(&self) -> String {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         let m = &self.memory;
+        let is_text = self.algorithm == Algorithm::Pretrain.name();
         let mut text = String::new();
         let mut line = |name: &str, value: String| {
             // Writing to a string cannot fail.
@@ -176,14 +190,14 @@ impl Plan {
         };
         line("model", format!("{} ({} parameters)", self.model, self.parameters));
         line("algorithm", self.algorithm.to_owned());
-        line("rows", self.rows.to_string());
-        line(
-            "step",
-            format!(
-                "{} prompts x {} = {} completions",
-                self.prompts_per_step, self.num_generations, self.completions_per_step
-            ),
-        );
+        line(if is_text { "blocks" } else { "rows" }, self.rows.to_string());
+        let (prompts, completions) = (self.prompts_per_step, self.completions_per_step);
+        let step = if is_text {
+            format!("{prompts} blocks")
+        } else {
+            format!("{prompts} prompts x {} = {completions} completions", self.num_generations)
+        };
+        line("step", step);
         line("steps", self.max_steps.to_string());
         line(
             "tokens",
@@ -195,7 +209,7 @@ impl Plan {
             "",
             format!("reference {}, cache {}, activations {}", mib(m.reference), mib(m.kv_cache), mib(m.activations)),
         );
-        line("first prompt", format!("{:?}", self.first_prompt));
+        line(if is_text { "text" } else { "first prompt" }, format!("{:?}", self.first_prompt));
         line("token ids", format!("{:?}", self.first_prompt_ids));
         text
     }

@@ -1,34 +1,31 @@
 //! A whole training run: find, check, load, train, write, evaluate what was written.
 
 use super::RecipeError;
-use super::parts::{
-    LoadedModel, PromptLimit, check_device, example_config, graders, load_data, load_model, max_steps, prepare,
-    sampling,
-};
+use super::evaluator::{evaluate_folder, evaluator};
+use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare, sampling};
+use super::start::{Start, TrainingData};
 use crate::algorithm::{AdvantageEstimator, ObjectiveConfig};
+use crate::batch::blocks;
 use crate::checkpoint::{
     CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState,
     TrainingState, base_license, export_model, model_card, require_compatible, verify,
 };
 use crate::config::{Algorithm, Init, Resume, RewardConfig, RunConfig, SaveDtype};
-use crate::data::{Dataset, RowKind, RowOrder};
-use crate::eval::{EvalConfig, Grader, run_eval, summarize};
+use crate::data::RowOrder;
 use crate::io::{DirLock, sha256_file, write_atomic};
-use crate::model::{Decoder, Params, SavedDtype};
+use crate::model::{Params, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
 use crate::reward::WeightedRewards;
-use crate::rollout::SamplingConfig;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{
-    Evaluated, Method, ModelWriter, Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, Reference,
+    Example, Method, ModelWriter, Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, Reference,
     RolloutConfig, RolloutSource, RunSettings, Sft, SftConfig, TrainError, Trainer, prepare_examples, restore,
     restore_reference, stop::StopSignal,
 };
 use candle_core::Device;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// What a run takes beside its settings; the default is right for most library users.
@@ -65,15 +62,16 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let (rewards, grader) = graders(settings, own.as_ref())?;
     let started = Instant::now();
     let device = check_device(settings)?;
-    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
-    let model = load_model(&settings.model, revision, settings.offline, template)?;
-    let data = load_data(Path::new(&settings.train_file), settings, row_kind(settings))?;
-    let evaluate = evaluator(settings, &model, rewards.clone(), grader)?;
+    let Start { mut model, data, base } = Start::new(settings)?;
+    let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
     let _lock = DirLock::acquire(&settings.output_dir)?;
     let identity = identity(settings, &model, &data)?;
     let checkpoints = CheckpointDir::new(&settings.output_dir);
     checkpoints.remove_stale()?;
     let resumed = resume(settings, &checkpoints, &identity)?;
+    if let Some(base) = base {
+        model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
+    }
 
     let (mut method, max_steps) = method(settings, &model, data, rewards, &device)?;
     let (mut policy, base_dtype) = policy(settings, &model, max_steps, &device)?;
@@ -168,14 +166,7 @@ fn checkable(settings: &RunConfig, own: Option<&WeightedRewards>) -> RunConfig {
     settings
 }
 
-fn row_kind(settings: &RunConfig) -> RowKind {
-    match settings.algorithm {
-        Algorithm::Grpo => RowKind::Prompt,
-        Algorithm::Sft => RowKind::Completion,
-    }
-}
-
-fn identity(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<RunIdentity, RecipeError> {
+fn identity(settings: &RunConfig, model: &LoadedModel, data: &TrainingData) -> Result<RunIdentity, RecipeError> {
     let tensors = model.config.tensors();
     // What a run computes with, not how it was said: a default that is written out is no difference.
     let settings = RunConfig { beta: Some(settings.resolved_beta()), ..settings.clone() };
@@ -185,7 +176,7 @@ fn identity(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result
         model: settings.model.clone(),
         revision: model.resolved.commit.clone(),
         tokenizer_sha256: sha256_file(&model.resolved.folder.join("tokenizer.json"))?.1,
-        data_sha256: data.sha256.clone(),
+        data_sha256: data.sha256().to_owned(),
         shapes_sha256: RunIdentity::hash_shapes(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()))),
     })
 }
@@ -231,14 +222,21 @@ fn resume(
 fn method(
     settings: &RunConfig,
     model: &LoadedModel,
-    data: Dataset,
+    data: TrainingData,
     rewards: WeightedRewards,
     device: &Device,
 ) -> Result<(Method, u64), RecipeError> {
     let path = Path::new(&settings.train_file);
     let renderer = model.renderer(settings);
+    let data = match data {
+        TrainingData::Rows(data) => data,
+        TrainingData::Text(corpus) => {
+            let examples: Vec<Example> = blocks(&corpus.train, settings.block_size).map(Example::of_block).collect();
+            return Ok(supervised(settings, examples));
+        }
+    };
     match settings.algorithm {
-        Algorithm::Sft => {
+        Algorithm::Sft | Algorithm::Pretrain => {
             let limits = example_config(settings, model);
             let (examples, left_out) = prepare_examples(path, &data.rows, &renderer, limits)?;
             if examples.is_empty() {
@@ -247,13 +245,7 @@ fn method(
             if left_out > 0 {
                 tracing::warn!("{}: {left_out} rows are empty or too long and were left out", path.display());
             }
-            let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
-            let max_steps = max_steps(settings, examples.len());
-            let config = SftConfig {
-                rows_per_step: settings.prompts_per_optimizer_step(),
-                max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
-            };
-            Ok((Method::Sft(Sft { config, examples, order }), max_steps))
+            Ok(supervised(settings, examples))
         }
         Algorithm::Grpo => {
             rewards.check_rows(path, &data.rows)?;
@@ -279,6 +271,17 @@ fn method(
             Ok((Method::PolicyGradient(Box::new(method)), max_steps))
         }
     }
+}
+
+/// Learning of given tokens, and its optimizer steps.
+fn supervised(settings: &RunConfig, examples: Vec<Example>) -> (Method, u64) {
+    let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
+    let max_steps = max_steps(settings, examples.len());
+    let config = SftConfig {
+        rows_per_step: settings.prompts_per_optimizer_step(),
+        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+    };
+    (Method::Sft(Sft { config, examples, order }), max_steps)
 }
 
 fn rollout_config(settings: &RunConfig, model: &LoadedModel) -> RolloutConfig {
@@ -318,7 +321,7 @@ fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Resu
     if settings.resolved_beta() <= 0.0 {
         return Ok(None);
     }
-    let decoder = match settings.init {
+    let decoder = match settings.resolved_init() {
         Init::Pretrained => model.decoder(device, false)?.0,
         Init::Random => model.random_decoder(settings.seed, device, false)?,
     };
@@ -331,7 +334,7 @@ fn policy(
     max_steps: u64,
     device: &Device,
 ) -> Result<(Policy, SavedDtype), RecipeError> {
-    let (decoder, dtype) = match settings.init {
+    let (decoder, dtype) = match settings.resolved_init() {
         Init::Pretrained => model.decoder(device, true)?,
         Init::Random => (model.random_decoder(settings.seed, device, true)?, SavedDtype::F32),
     };
@@ -372,45 +375,6 @@ fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
     })
 }
 
-type Evaluator = dyn Fn(&Decoder) -> Result<Evaluated, TrainError>;
-
-/// Greedy evaluation on `eval_file`, where one is set; its data is checked now.
-pub(super) fn evaluator(
-    settings: &RunConfig,
-    model: &LoadedModel,
-    rewards: WeightedRewards,
-    grader: Grader,
-) -> Result<Option<Arc<Evaluator>>, RecipeError> {
-    let Some(file) = &settings.eval_file else { return Ok(None) };
-    let path = Path::new(file);
-    let mut data = load_data(path, settings, RowKind::Prompt)?;
-    data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
-    rewards.check_rows(path, &data.rows)?;
-    grader.check_rows(path, &data.rows)?;
-    let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
-    let config = EvalConfig {
-        num_samples: 1,
-        sampling: SamplingConfig::greedy(),
-        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
-        slots: settings.rollout_slots,
-        seed: settings.seed,
-    };
-    let tokenizer = model.tokenizer.clone();
-    Ok(Some(Arc::new(move |decoder: &Decoder| {
-        let samples =
-            run_eval(decoder, &tokenizer, &prompts, &rewards, &grader, &config, &mut ()).map_err(TrainError::other)?;
-        let (figures, metrics) = summarize(&samples, &rewards);
-        Ok(Evaluated { figures, metrics, samples: Vec::new() })
-    })))
-}
-
-/// Reads a written model folder back and evaluates that.
-fn evaluate_folder(folder: &Path, device: &Device, evaluate: &Evaluator) -> Result<Evaluated, TrainError> {
-    let model = load_model(&folder.to_string_lossy(), None, true, None).map_err(TrainError::other)?;
-    let (decoder, _) = model.decoder(device, false).map_err(TrainError::other)?;
-    evaluate(&decoder)
-}
-
 fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64) {
     history.max_steps = max_steps;
     history.eval_steps = settings.eval_steps;
@@ -419,7 +383,7 @@ fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64
     history.num_train_epochs = settings.num_train_epochs.ceil() as u64;
     history.train_batch_size = match settings.algorithm {
         Algorithm::Grpo => settings.completions_per_step() as u64,
-        Algorithm::Sft => settings.prompts_per_step as u64,
+        Algorithm::Sft | Algorithm::Pretrain => settings.prompts_per_step as u64,
     };
 }
 
@@ -435,6 +399,9 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
             ("beta".to_owned(), settings.resolved_beta().to_string()),
             ("temperature".to_owned(), settings.temperature.to_string()),
         ]);
+    }
+    if settings.algorithm == Algorithm::Pretrain {
+        key_settings.push(("block_size".to_owned(), settings.block_size.to_string()));
     }
     let dataset = match &settings.eval_file {
         Some(file) => file_name(file),

@@ -167,7 +167,7 @@ fn figures(metrics: &StepMetrics) -> String {
 /// A text with a bar before each line. Control characters are escaped: a model may write any of them.
 fn quoted(step: u64, text: &str) -> String {
     let mut shown = format!("after step {step} the model writes:\n  | ");
-    for c in text.chars() {
+    for c in text.trim_matches('\n').chars() {
         match c {
             '\n' => shown.push_str("\n  | "),
             c if c.is_control() => shown.extend(c.escape_default()),
@@ -204,6 +204,6 @@ mod tests {
 
     #[test]
     fn a_sample_cannot_steer_the_terminal() {
-        assert_eq!(quoted(7, "a\n\u{1b}[2Jb\rc"), "after step 7 the model writes:\n  | a\n  | \\u{1b}[2Jb\\rc");
+        assert_eq!(quoted(7, "\na\n\u{1b}[2Jb\rc"), "after step 7 the model writes:\n  | a\n  | \\u{1b}[2Jb\\rc");
     }
 }

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: one optimizer step on given completions.
+//! Supervised learning: one optimizer step on given completions, or on blocks of a text.
 
 use super::phase::Phase;
 use super::policy::{Policy, require_finite_loss};
@@ -16,6 +16,15 @@ use std::time::Instant;
 pub struct Example {
     pub prompt_ids: Vec<u32>,
     pub completion_ids: Vec<u32>,
+}
+
+impl Example {
+    /// A block of a text: every token after the first is learned. `block` has one token at least.
+    #[must_use]
+    pub fn of_block(block: &[u32]) -> Self {
+        let (first, rest) = block.split_at(block.len().min(1));
+        Self { prompt_ids: first.to_vec(), completion_ids: rest.to_vec() }
+    }
 }
 
 /// Settings of a supervised run.

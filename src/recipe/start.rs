@@ -1,0 +1,102 @@
+//! What a run starts from: the model, named or made from nothing, and its training data.
+
+use super::RecipeError;
+use super::base::BaseFolder;
+use super::corpus::Corpus;
+use super::parts::{LoadedModel, load_data, load_model};
+use crate::config::{Algorithm, RunConfig, TokenizerKind};
+use crate::data::{Dataset, RowKind, TextFile, load_text};
+use crate::text::Prompt;
+use std::path::Path;
+
+/// The training data as the algorithm takes them.
+#[derive(Debug)]
+pub(super) enum TrainingData {
+    Rows(Dataset),
+    Text(Corpus),
+}
+
+impl TrainingData {
+    /// SHA-256 of the file, in hex.
+    pub fn sha256(&self) -> &str {
+        match self {
+            Self::Rows(rows) => &rows.sha256,
+            Self::Text(corpus) => &corpus.sha256,
+        }
+    }
+}
+
+/// Model and training data.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub model: LoadedModel,
+    pub data: TrainingData,
+    /// The files of a model that is made from nothing; `model` is read from them.
+    pub base: Option<BaseFolder>,
+}
+
+/// The file before it is tokenised.
+enum File {
+    Rows(Dataset),
+    Text(TextFile),
+}
+
+impl Start {
+    /// Finds or makes the model and reads the training file; no weights are read and nothing is written that stays.
+    pub fn new(settings: &RunConfig) -> Result<Self, RecipeError> {
+        let (model, file, base) = match &settings.architecture {
+            None => {
+                let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+                let model = load_model(&settings.model, revision, settings.offline, template)?;
+                (model, read(settings)?, None)
+            }
+            Some(architecture) => {
+                let file = read(settings)?;
+                if architecture.tokenizer == Some(TokenizerKind::Char) {
+                    require_plain(settings, &file)?;
+                }
+                let base = BaseFolder::new(architecture, texts(&file))?;
+                let folder = base.path().to_string_lossy().into_owned();
+                let model = load_model(&folder, None, true, settings.chat_template.as_deref())?;
+                (model, file, Some(base))
+            }
+        };
+        let data = match file {
+            File::Rows(rows) => TrainingData::Rows(rows),
+            File::Text(text) => TrainingData::Text(Corpus::new(settings, &model, text)?),
+        };
+        Ok(Self { model, data, base })
+    }
+}
+
+fn read(settings: &RunConfig) -> Result<File, RecipeError> {
+    let path = Path::new(&settings.train_file);
+    Ok(match settings.algorithm {
+        Algorithm::Grpo => File::Rows(load_data(path, settings, RowKind::Prompt)?),
+        Algorithm::Sft => File::Rows(load_data(path, settings, RowKind::Completion)?),
+        Algorithm::Pretrain => File::Text(load_text(path)?),
+    })
+}
+
+/// Every text that the tokenizer must know.
+fn texts(file: &File) -> Vec<&str> {
+    match file {
+        File::Text(file) => vec![&file.text],
+        File::Rows(data) => {
+            let prompts = data.rows.iter().filter_map(|row| match &row.prompt {
+                Prompt::Text(text) => Some(text.as_str()),
+                Prompt::Messages(_) => None,
+            });
+            prompts.chain(data.rows.iter().filter_map(|row| row.completion())).collect()
+        }
+    }
+}
+
+/// A conversation is written out by a template, whose characters are not in the data.
+fn require_plain(settings: &RunConfig, file: &File) -> Result<(), RecipeError> {
+    let File::Rows(data) = file else { return Ok(()) };
+    match data.rows.iter().find(|row| matches!(row.prompt, Prompt::Messages(_))) {
+        None => Ok(()),
+        Some(row) => Err(RecipeError::Conversation { path: settings.train_file.clone().into(), line: row.line }),
+    }
+}
