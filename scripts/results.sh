@@ -71,9 +71,9 @@ note() {
     { printf candlewick && printf ' %q' "$@" && printf '\n'; } >>"$work/commands"
 }
 
-# A text setting of a configuration.
+# A setting of a configuration, without the quotes of a text.
 setting() {
-    "$bin/candlewick" config show "$1" | sed -n "s/^$2 = \"\(.*\)\"  # .*/\1/p"
+    "$bin/candlewick" config show "$1" | sed -n "s/^$2 = \(.*\)  # .*/\1/p" | sed 's/^"\(.*\)"$/\1/'
 }
 
 # A model folder is complete once its manifest is there: it is written last.
@@ -122,8 +122,18 @@ if [[ $row != addition-* ]]; then
     prompts=${prompts:-$(setting "$recipe" train_file)}
     rows=$(grep -c . "$prompts")
     rows=$((rows < 256 ? rows : 256))
+    # What the start model did not learn: the end of its text. A token is a byte.
+    book=$(setting "$start_recipe" train_file)
+    validation=output/text/validation.txt
+    mkdir -p output/text
+    bytes=$(awk -v bytes="$(wc -c <"$book")" -v share="$(setting "$start_recipe" validation_fraction)" \
+        'BEGIN { kept = int(bytes * share); print kept < bytes * share ? kept + 1 : kept }')
+    cut=(tail -c "$bytes" "$book")
+    "${cut[@]}" >"$work/validation.txt"
+    mv "$work/validation.txt" "$validation"
     measure+=(--data "$prompts" --num-rows "$rows" --num-samples $(((256 + rows - 1) / rows)) --temperature 1
-        --letter e --text "$(setting "$start_recipe" eval_file)")
+        --letter e --text "$validation")
+    printf '%s > %s\n' "${cut[*]}" "$validation" >>"$work/commands"
 fi
 note "${measure[@]}"
 candlewick "${measure[@]}" >"$work/eval.json"

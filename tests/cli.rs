@@ -168,3 +168,41 @@ fn of_several_models_the_one_at_fault_is_named() {
     assert_eq!(labels.status.code(), Some(2));
     assert!(text(&labels.stderr).contains("2 labels for 1 models"));
 }
+
+/// A text alone is enough; models of different tokenizers are told apart.
+#[test]
+fn texts_have_a_perplexity() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.txt");
+    std::fs::write(&path, "12 + 7 = 19\n3 - 2 = 1\n").unwrap();
+    let path = path.to_str().unwrap();
+    let twice = output(&["eval", "data/starter", "data/starter", "--text", path]);
+    assert_eq!(twice.status.code(), Some(0), "{}", text(&twice.stderr));
+    let table = text(&twice.stdout);
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines[0], format!("perplexity of {path}"));
+    assert!(lines[1].starts_with("  starter      ") && lines[1].ends_with(" tokens)"), "{table}");
+    assert_eq!(lines[1].split_once("starter  ").unwrap().1.trim(), lines[2].split_once("(2)").unwrap().1.trim());
+    assert_eq!(lines.len(), 3, "one tokenizer, so no remark: {table}");
+
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    for entry in std::fs::read_dir("data/starter").unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), other.join(entry.file_name())).unwrap();
+    }
+    let tokenizer = std::fs::read_to_string(other.join("tokenizer.json")).unwrap();
+    std::fs::write(other.join("tokenizer.json"), tokenizer + "\n").unwrap();
+    let other = other.to_str().unwrap();
+    let both = text(&output(&["eval", "data/starter", other, "--text", path]).stdout);
+    assert!(both.ends_with("the tokenizers differ: these figures do not compare\n"), "{both}");
+
+    let json = output(&[&["eval", "data/starter", other, "--text", path, "--json"], &SUMS[..]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["tokenizers_differ"], true);
+    let model = &json["models"][1];
+    let (loss, perplexity) = (model["perplexity_loss"].as_f64().unwrap(), model["perplexity"].as_f64().unwrap());
+    assert!((loss.exp() - perplexity).abs() < 1e-9 * perplexity && model["accuracy"].is_f64());
+    let missing = output(&["eval", "data/starter", other, "--text", "no/such.txt"]);
+    assert_ne!(missing.status.code(), Some(0));
+}

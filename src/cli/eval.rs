@@ -4,12 +4,13 @@ use super::sampling::SamplingArgs;
 use super::{Failure, print};
 use candlewick::config::{Layers, Override, RunConfig};
 use candlewick::error::{Diagnose, Exit};
-use candlewick::eval::{Column, CompareOptions, Comparison, Estimate, Evaluated, compare, labels};
-use candlewick::recipe::{EvaluateOptions, evaluate_models};
+use candlewick::eval::{Column, CompareOptions, Comparison, Estimate, Evaluated, Perplexity, compare, labels};
+use candlewick::recipe::{EvaluateOptions, Perplexities, evaluate_models, perplexities};
 use candlewick::rollout::{Observer, RolloutProgress};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
+use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,8 +25,11 @@ pub struct EvalArgs {
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<String>,
     /// JSONL file with the rows [default: the configuration's `eval_file`].
-    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["config", "text"])]
     data: Option<PathBuf>,
+    /// Text file whose perplexity is told; without rows, that alone.
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     /// Configuration files of a run (TOML), for its rewards, columns, system prompt, lengths; other arguments win.
     /// How a run draws its tokens is not taken over.
     #[arg(long, value_name = "FILE")]
@@ -109,31 +113,57 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
         (given, models) if given.len() == models.len() => given.to_vec(),
         (given, models) => return Err(EvalArgsError::Labels { labels: given.len(), models: models.len() }.into()),
     };
-    let data = match (&args.data, &settings.eval_file, args.config.last()) {
-        (Some(data), ..) => data.clone(),
-        (None, Some(data), _) => data.into(),
-        (None, None, config) => {
-            return Err(EvalArgsError::NoData { config: config.cloned().unwrap_or_default() }.into());
+    let data = match (&args.data, &settings.eval_file, &args.text) {
+        (Some(data), ..) => Some(data.clone()),
+        (None, Some(data), _) => Some(data.into()),
+        (None, None, Some(_)) => None,
+        (None, None, None) => {
+            return Err(EvalArgsError::NoData { config: args.config.last().cloned().unwrap_or_default() }.into());
         }
     };
+    candlewick::device::join_threads(settings.threads)?;
+    // The quick part first: what is wrong with the text shows before the completions are sampled.
+    let perplexities = match &args.text {
+        Some(text) => Some(perplexities(&settings, &args.models, text)?),
+        None => None,
+    };
+    let comparison = match &data {
+        Some(data) => Some(comparison(args, &settings, data, &labels)?),
+        None => None,
+    };
+    let text = if args.json {
+        format!("{:#}\n", object(args, &labels, comparison.as_ref(), perplexities.as_ref()))
+    } else {
+        let mut text = comparison.map_or_else(String::new, |comparison| comparison.render());
+        if let (Some(path), Some(perplexities)) = (&args.text, &perplexities) {
+            text.push_str(if text.is_empty() { "" } else { "\n" });
+            text.push_str(&render_perplexities(path, &labels, perplexities));
+        }
+        text
+    };
+    print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Evaluates the models on the rows of `data`.
+fn comparison(args: &EvalArgs, settings: &RunConfig, data: &Path, labels: &[String]) -> Result<Comparison, Failure> {
     let options = EvaluateOptions {
-        data,
+        data: data.to_owned(),
         num_samples: args.num_samples as usize,
         num_rows: args.num_rows.map(NonZeroUsize::get),
         output: args.output.clone(),
         rewards: None,
     };
-    candlewick::device::join_threads(settings.threads)?;
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} completions, {eta} left") {
         bar.set_style(style);
     }
-    let evaluations = evaluate_models(&settings, &args.models, &options, &mut Bar(bar.clone()));
+    let evaluations = evaluate_models(settings, &args.models, &options, &mut Bar(bar.clone()));
     bar.finish_and_clear();
     let evaluations = evaluations?;
     let evaluated: Vec<Evaluated<'_>> = evaluations
         .iter()
-        .zip(&labels)
+        .zip(labels)
         .map(|(evaluation, label)| Evaluated {
             label,
             figures: &evaluation.figures,
@@ -141,14 +171,22 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
             files: evaluation.files.as_ref(),
         })
         .collect();
-    let comparison = compare(&evaluated, CompareOptions { num_shown: args.show, letter: args.letter });
-    let text = if args.json {
-        format!("{:#}\n", object(&args.models, &options.data, &comparison))
-    } else {
-        comparison.render()
-    };
-    print(&text)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(compare(&evaluated, CompareOptions { num_shown: args.show, letter: args.letter }))
+}
+
+/// The perplexity of each model, a line each.
+fn render_perplexities(path: &Path, labels: &[String], found: &Perplexities) -> String {
+    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0);
+    let mut text = format!("perplexity of {}\n", path.display());
+    for (label, of_model) in labels.iter().zip(&found.of_models) {
+        let Perplexity { perplexity, loss, num_tokens } = of_model;
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {label:<width$}  {perplexity:.3} (loss {loss:.4} over {num_tokens} tokens)");
+    }
+    if found.tokenizers_differ {
+        text.push_str("  the tokenizers differ: these figures do not compare\n");
+    }
+    text
 }
 
 /// The settings of the configuration files, where there are any, with the arguments over them.
@@ -172,12 +210,36 @@ fn settings(args: &EvalArgs) -> Result<RunConfig, Failure> {
 }
 
 /// One model's object; of several, one object with all of them.
-fn object(models: &[String], data: &Path, comparison: &Comparison) -> Value {
-    let mut objects: Vec<Value> = (0..models.len()).map(|i| model_object(&models[i], i, comparison)).collect();
-    if models.len() == 1 { objects.remove(0) } else { json!({ "data": data, "models": objects }) }
+fn object(
+    args: &EvalArgs,
+    labels: &[String],
+    comparison: Option<&Comparison>,
+    perplexities: Option<&Perplexities>,
+) -> Value {
+    let one = |i: usize| {
+        let mut object = Map::new();
+        object.insert("model".into(), json!(args.models[i]));
+        object.insert("label".into(), json!(labels[i]));
+        if let Some(comparison) = comparison {
+            object.extend(model_members(i, comparison));
+        }
+        if let Some(perplexities) = perplexities {
+            let Perplexity { perplexity, loss, num_tokens } = perplexities.of_models[i];
+            object.insert("perplexity".into(), json!(perplexity));
+            object.insert("perplexity_loss".into(), json!(loss));
+            object.insert("perplexity_tokens".into(), json!(num_tokens));
+        }
+        Value::Object(object)
+    };
+    let mut objects: Vec<Value> = (0..labels.len()).map(one).collect();
+    if objects.len() == 1 {
+        return objects.remove(0);
+    }
+    json!({ "models": objects, "tokenizers_differ": perplexities.map(|found| found.tokenizers_differ) })
 }
 
-fn model_object(model: &str, index: usize, comparison: &Comparison) -> Value {
+/// What was found of a model, as members of its object.
+fn model_members(index: usize, comparison: &Comparison) -> Map<String, Value> {
     let column = &comparison.columns[index];
     let figures = &column.figures;
     let by_k = |values: &[(usize, Estimate)]| {
@@ -192,9 +254,7 @@ fn model_object(model: &str, index: usize, comparison: &Comparison) -> Value {
             "is_correct": completion.map(|shown| shown.is_correct),
         })
     });
-    json!({
-        "model": model,
-        "label": column.label,
+    let members = json!({
         "accuracy": figures.accuracy.value,
         "accuracy_stderr": figures.accuracy.stderr,
         "mean_reward": figures.mean_reward.map(|estimate| estimate.value),
@@ -212,7 +272,8 @@ fn model_object(model: &str, index: usize, comparison: &Comparison) -> Value {
         "shown": shown.collect::<Vec<_>>(),
         "results": column.files.as_ref().map(|files| &files.results),
         "samples": column.files.as_ref().map(|files| &files.samples),
-    })
+    });
+    members.as_object().cloned().unwrap_or_default()
 }
 
 fn reward_distribution(comparison: &Comparison, column: &Column) -> Value {

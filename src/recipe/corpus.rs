@@ -9,7 +9,7 @@ use crate::text::Tokenizer;
 use std::path::{Path, PathBuf};
 
 /// The longest block where [`perplexity`] is left to choose: attention costs the square of it.
-const MAX_DEFAULT_BLOCK: usize = 1024;
+pub(super) const MAX_DEFAULT_BLOCK: usize = 1024;
 
 /// The tokens of a training text.
 #[derive(Debug, Clone)]

@@ -1,16 +1,20 @@
 //! Evaluating a model folder or Hub model on a JSONL set: loads, runs `eval`, writes the result files where asked to.
 
 use super::RecipeError;
-use super::parts::{PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
+use super::corpus::{MAX_DEFAULT_BLOCK, PerplexityOptions, perplexity};
+use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
 use crate::config::RunConfig;
 use crate::data::RowKind;
 use crate::error::{Diagnose, Exit};
 use crate::eval::{
-    EvalConfig, EvalFigures, EvalRun, EvalSample, ResultPaths, compute_figures, run_eval, sample_rows, write_results,
+    EvalConfig, EvalFigures, EvalRun, EvalSample, Perplexity, ResultPaths, compute_figures, run_eval, sample_rows,
+    write_results,
 };
+use crate::io::sha256_file;
 use crate::reward::WeightedRewards;
 use crate::rollout::Observer;
 use serde_json::json;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -52,21 +56,59 @@ pub fn evaluate_models(
     options: &EvaluateOptions,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Evaluation>, RecipeError> {
-    let named = |model: &str, source: RecipeError| {
-        if models.len() == 1 || source.exit() == Exit::Data {
-            return source;
-        }
-        RecipeError::OfModel { model: model.to_owned(), source: Box::new(source) }
-    };
-    for model in models {
-        let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
-        load_model(model, revision, settings.offline, template).map_err(|error| named(model, error))?;
-    }
+    load_all(settings, models)?;
     let mut evaluate_one = |model: &String| {
         let settings = RunConfig { model: model.clone(), ..settings.clone() };
-        evaluate(&settings, options, observer).map_err(|error| named(model, error))
+        evaluate(&settings, options, observer).map_err(|error| of_model(models, model, error))
     };
     models.iter().map(&mut evaluate_one).collect()
+}
+
+/// How well each of several models predicts a text file, in blocks of one length: the shortest context, at most 1024.
+///
+/// # Errors
+/// As [`perplexity`]; of several models, the one at fault is named.
+pub fn perplexities(settings: &RunConfig, models: &[String], data: &Path) -> Result<Perplexities, RecipeError> {
+    let loaded = load_all(settings, models)?;
+    let shortest = loaded.iter().map(|model| model.config.max_position_embeddings).min();
+    let block_size = shortest.map(|context| context.min(MAX_DEFAULT_BLOCK));
+    let options = PerplexityOptions { data: data.to_owned(), block_size };
+    let measure = |model: &String| {
+        let settings = RunConfig { model: model.clone(), ..settings.clone() };
+        perplexity(&settings, &options).map_err(|error| of_model(models, model, error))
+    };
+    let hash = |model: &LoadedModel| Ok(sha256_file(&model.resolved.folder.join("tokenizer.json"))?.1);
+    let hashes = loaded.iter().map(hash).collect::<Result<HashSet<String>, RecipeError>>()?;
+    Ok(Perplexities {
+        of_models: models.iter().map(measure).collect::<Result<_, _>>()?,
+        tokenizers_differ: hashes.len() > 1,
+    })
+}
+
+/// Several models on one text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Perplexities {
+    /// In the order of the models.
+    pub of_models: Vec<Perplexity>,
+    /// The models cut the text into tokens in different ways: a figure a token of one is none of another.
+    pub tokenizers_differ: bool,
+}
+
+/// Everything of the models but their weights.
+fn load_all(settings: &RunConfig, models: &[String]) -> Result<Vec<LoadedModel>, RecipeError> {
+    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+    let load = |model: &String| {
+        load_model(model, revision, settings.offline, template).map_err(|error| of_model(models, model, error))
+    };
+    models.iter().map(load).collect()
+}
+
+/// An error with the model at fault, where there are several and it is not the data's.
+fn of_model(models: &[String], model: &str, source: RecipeError) -> RecipeError {
+    if models.len() == 1 || source.exit() == Exit::Data {
+        return source;
+    }
+    RecipeError::OfModel { model: model.to_owned(), source: Box::new(source) }
 }
 
 /// Samples completions for every row and grades them.

@@ -1,7 +1,7 @@
 //! From settings to parts: the only place that wires the types together.
 //!
-//! [`train()`] is a whole run; [`evaluate()`], [`evaluate_models()`], [`perplexity()`] and [`generate()`] use finished
-//! models; [`plan()`] says what a run would do. What the command line can do, a library user can do through these
+//! [`train()`] is a whole run; [`evaluate()`], [`perplexity()`], those of several models and [`generate()`] use
+//! finished models; [`plan()`] says what a run would do. What the command line can do, a library user can do through these
 //! functions, and with rewards of their own. What the parts do is not decided here.
 
 mod base;
@@ -17,7 +17,7 @@ mod train;
 
 pub use corpus::{PerplexityOptions, perplexity};
 pub use error::RecipeError;
-pub use evaluate::{EvaluateOptions, Evaluation, evaluate, evaluate_models};
+pub use evaluate::{EvaluateOptions, Evaluation, Perplexities, evaluate, evaluate_models, perplexities};
 pub use generate::{GenerateOptions, generate};
 pub use parts::{LoadedModel, PromptLimit, load_model};
 pub use plan::{Plan, plan};
