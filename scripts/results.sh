@@ -122,7 +122,7 @@ if [[ $row != addition-* ]]; then
     prompts=${prompts:-$(setting "$recipe" train_file)}
     rows=$(grep -c . "$prompts")
     rows=$((rows < 256 ? rows : 256))
-    # What the start model did not learn: the end of its text. A token is a byte.
+    # What the start model did not learn: the end of its text. A token is a character of one byte.
     book=$(setting "$start_recipe" train_file)
     validation=output/text/validation.txt
     mkdir -p output/text
