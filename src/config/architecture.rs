@@ -33,6 +33,9 @@ pub struct ArchitectureConfig {
     pub tie_word_embeddings: bool,
     /// Base of the rotary frequencies, above 0. Default `10000.0`: as Llama.
     pub rope_theta: f64,
+    /// Standard deviation of the first weights, above 0. Small models often learn faster from more, such as 0.05.
+    /// Default `0.02`: as transformers.
+    pub initializer_range: f64,
     /// Where the tokenizer comes from: `char` (a token for each character in the training data; one outside ASCII is
     /// the tokens of its bytes in UTF-8) or `byte` (a token for each of the 256 bytes, so that it holds any text). Both
     /// have `<|endoftext|>` besides, which ends a text. Required.
@@ -52,6 +55,7 @@ impl Default for ArchitectureConfig {
             max_position_embeddings: 256,
             tie_word_embeddings: true,
             rope_theta: 10_000.0,
+            initializer_range: 0.02,
             tokenizer: None,
         }
     }
@@ -127,8 +131,13 @@ fn sizes(a: &ArchitectureConfig) -> Vec<String> {
         .filter(|(_, size)| *size == 0)
         .map(|(key, _)| format!("`{key}` of `[architecture]` must be 1 or more, not 0"))
         .collect();
-    if !(a.rope_theta.is_finite() && a.rope_theta > 0.0) {
-        found.push(format!("`rope_theta` of `[architecture]` must be above 0 and finite, not {}", a.rope_theta));
+    for (key, value) in [("rope_theta", a.rope_theta), ("initializer_range", a.initializer_range)] {
+        if !(value.is_finite() && value > 0.0) {
+            found.push(format!("`{key}` of `[architecture]` must be above 0 and finite, not {value}"));
+        }
+    }
+    if a.initializer_range > 1.0 {
+        found.push(format!("`initializer_range` of `[architecture]` must be at most 1, not {}", a.initializer_range));
     }
     if !found.is_empty() {
         return found;

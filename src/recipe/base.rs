@@ -100,7 +100,7 @@ fn model_config(a: &ArchitectureConfig, vocab_size: usize) -> Value {
         "head_dim": a.hidden_size / a.num_attention_heads,
         "hidden_act": "silu",
         "max_position_embeddings": a.max_position_embeddings,
-        "initializer_range": 0.02,
+        "initializer_range": a.initializer_range,
         "rms_norm_eps": 1e-6,
         "rope_theta": a.rope_theta,
         "tie_word_embeddings": a.tie_word_embeddings,
