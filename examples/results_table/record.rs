@@ -64,7 +64,7 @@ fn measures(model: &Value) -> Measures {
 }
 
 /// Completions that a run has sampled after `step` optimizer steps, by its settings (`config show --json`). Kept rollouts
-/// are counted once; ReMax samples a greedy completion beside those of each prompt.
+/// are counted once; `remax` samples a greedy completion beside those of each prompt.
 pub fn completions_at(step: u64, config: &Value) -> u64 {
     let number = |key: &str| config[key]["value"].as_u64().unwrap_or(1);
     let prompts = number("prompts_per_step") * number("gradient_accumulation_steps");

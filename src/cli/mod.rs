@@ -39,7 +39,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Train(Box<train::TrainArgs>),
-    Eval(eval::EvalArgs),
+    Eval(Box<eval::EvalArgs>),
     Generate(generate::GenerateArgs),
     Config(config::ConfigArgs),
     Data(data::DataArgs),
