@@ -95,6 +95,7 @@ impl Run {
                 max_completion_length: 12,
                 ..ObjectiveConfig::default()
             },
+            top_entropy_quantile: 1.0,
             mask_truncated_completions: false,
             max_tokens_per_micro_batch: options.max_tokens_per_micro_batch,
             log_completions: 0,

@@ -146,16 +146,39 @@ fn body(card: &mut String, facts: &CardFacts) {
     }
 }
 
+/// A sentence on the algorithm with its paper.
 fn method(algorithm: &str) -> String {
-    match algorithm {
-        "grpo" => "Trained with GRPO (group relative policy optimization), introduced in \
-                   [DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language \
-                   Models](https://huggingface.co/papers/2402.03300) (arXiv:2402.03300)."
-            .into(),
-        "sft" => "Trained by supervised fine-tuning on given completions.".into(),
-        "pretrain" => "Trained to predict the next token of a text.".into(),
-        other => format!("Trained with {other}."),
-    }
+    let (what, title, paper) = match algorithm {
+        "grpo" => (
+            "GRPO (group relative policy optimization)",
+            "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models",
+            "2402.03300",
+        ),
+        "rloo" => (
+            "RLOO (REINFORCE leave-one-out)",
+            "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in LLMs",
+            "2402.14740",
+        ),
+        "remax" => (
+            "ReMax",
+            "ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language Models",
+            "2310.10505",
+        ),
+        "reinforce++" => (
+            "REINFORCE++ with a group baseline",
+            "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization",
+            "2501.03262",
+        ),
+        "raft" => (
+            "RAFT (reward ranked fine-tuning, best of n)",
+            "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
+            "2304.06767",
+        ),
+        "sft" => return "Trained by supervised fine-tuning on given completions.".into(),
+        "pretrain" => return "Trained to predict the next token of a text.".into(),
+        other => return format!("Trained with {other}."),
+    };
+    format!("Trained with {what}, introduced in [{title}](https://huggingface.co/papers/{paper}) (arXiv:{paper}).")
 }
 
 /// A text that stays inside its table cell.

@@ -3,13 +3,13 @@
 //! Pure over the typed configuration (but for [`missing_files`], which looks whether files exist): positions are
 //! attached by `layers.rs`. No value is changed; a setting that would have no effect is named rather than ignored.
 
-use super::architecture;
 use super::diagnostic::{ConfigError, Diagnostic, Place};
 use super::effects::{NoEffect, conditional_keys, no_effect};
-use super::kinds::{Algorithm, LossType};
+use super::kinds::Algorithm;
 use super::resolved::Resume;
 use super::rewards;
 use super::run_config::RunConfig;
+use super::{algorithm_checks, architecture};
 use std::path::Path;
 
 /// The most completions of an optimizer step: beyond what any machine samples, and far below what sizes can count.
@@ -70,6 +70,7 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
     let mut found = missing(config);
     found.extend(out_of_range(config));
     found.extend(contradictions(config));
+    found.extend(algorithm_checks::contradictions(config));
     found.extend(architecture::problems(config));
     found.extend(rewards::problems(config));
     found.extend(trackers(config));
@@ -139,6 +140,8 @@ enum Range {
     Decay,
     /// Above 0, below 1.
     Inside,
+    /// Any number.
+    Finite,
 }
 
 impl Range {
@@ -152,6 +155,7 @@ impl Range {
                 Self::Unit => (0.0..=1.0).contains(&x),
                 Self::Decay => (0.0..1.0).contains(&x),
                 Self::Inside => x > 0.0 && x < 1.0,
+                Self::Finite => true,
             }
     }
 
@@ -164,15 +168,16 @@ impl Range {
             Self::Unit => "from 0 to 1",
             Self::Decay => "at least 0 and below 1",
             Self::Inside => "above 0 and below 1",
+            Self::Finite => "finite",
         }
     }
 }
 
 fn out_of_range(config: &RunConfig) -> Vec<Problem> {
-    use Range::{Counts, Decay, Inside, NotNegative, Positive, Share, Unit};
+    use Range::{Counts, Decay, Finite, Inside, NotNegative, Positive, Share, Unit};
     let c = config;
     let count = |n: usize| Some(n as f64);
-    let ranges: [(&'static str, Option<f64>, Range); 30] = [
+    let ranges: [(&'static str, Option<f64>, Range); 35] = [
         ("threads", c.threads.and_then(count), Counts),
         ("max_prompt_length", count(c.max_prompt_length), Counts),
         ("num_generations", count(c.num_generations), Counts),
@@ -186,9 +191,14 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
         ("epsilon", Some(c.epsilon), Inside),
         ("epsilon_high", c.epsilon_high, Positive),
         ("delta", c.delta, Positive),
+        ("sapo_temperature_pos", Some(c.sapo_temperature_pos), Positive),
+        ("sapo_temperature_neg", Some(c.sapo_temperature_neg), Positive),
         ("gamma", Some(c.gamma), Share),
         ("block_size", count(c.block_size), Counts),
         ("validation_fraction", Some(c.validation_fraction), Decay),
+        ("top_entropy_quantile", Some(c.top_entropy_quantile), Share),
+        ("entropy_coef", Some(c.entropy_coef), NotNegative),
+        ("raft_min_reward", c.raft_min_reward, Finite),
         ("learning_rate", c.learning_rate, Positive),
         ("warmup_steps", Some(c.warmup_steps), NotNegative),
         ("adam_beta1", Some(c.adam_beta1), Decay),
@@ -214,31 +224,11 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
 fn contradictions(config: &RunConfig) -> Vec<Problem> {
     let c = config;
     let mut found = Vec::new();
-    if c.algorithm == Algorithm::Grpo && c.num_generations == 1 {
-        let message = "`num_generations` must be 2 or more with `algorithm = \"grpo\"`, not 1";
-        let help = "rewards are compared within a group: a group of one teaches nothing";
-        found.push(Problem::new(&["num_generations", "algorithm"], message).help(help));
-    }
-    let num_generations = if c.algorithm == Algorithm::Grpo { c.num_generations } else { 1 };
-    if c.prompts_per_optimizer_step().saturating_mul(num_generations) > MAX_COMPLETIONS {
+    if c.prompts_per_optimizer_step().saturating_mul(c.completions_per_prompt()) > MAX_COMPLETIONS {
         let message = format!("an optimizer step would have more than {MAX_COMPLETIONS} completions");
         let help = "they are prompts_per_step x gradient_accumulation_steps x num_generations";
         let keys = ["prompts_per_step", "num_generations", "gradient_accumulation_steps"];
         found.push(Problem::new(&keys, message).help(help));
-    }
-    if let Some(high) = c.epsilon_high.filter(|high| *high < c.epsilon) {
-        let message = format!("`epsilon_high` ({high}) is below `epsilon` ({})", c.epsilon);
-        found.push(Problem::new(&["epsilon_high", "epsilon"], message).help("it widens the upper clip bound"));
-    }
-    if let Some(cap) = c.epsilon_high.filter(|cap| c.loss_type == LossType::Cispo && *cap < 1.0) {
-        let message = format!("`epsilon_high` must be 1 or more with `loss_type = \"cispo\"`, not {cap}");
-        let help = "it is the cap of the ratio itself there, not a distance from 1; 5.0 is usual";
-        found.push(Problem::new(&["epsilon_high", "loss_type"], message).help(help));
-    }
-    let upper = 1.0 + c.resolved_epsilon_high();
-    if let Some(delta) = c.delta.filter(|delta| *delta > 0.0 && *delta <= upper) {
-        let message = format!("`delta` ({delta}) must be above the upper clip bound 1 + epsilon_high ({upper})");
-        found.push(Problem::new(&["delta", "epsilon_high", "epsilon"], message));
     }
     if c.warmup_steps >= 1.0 && c.warmup_steps.fract() > 0.0 {
         let message = format!("`warmup_steps` must be a whole number or below 1, not {}", c.warmup_steps);

@@ -3,18 +3,21 @@
 //! One table; a setting that is not in it is always read. `checks.rs` makes errors of settings that were set and are
 //! not read, `show.rs` leaves them out of what it writes.
 
-use super::kinds::Algorithm::{self, Grpo, Pretrain, Sft};
+use super::kinds::Algorithm::{self, Grpo, Pretrain, Raft, ReinforcePlusPlus, Remax, Rloo, Sft};
+use super::kinds::{ImportanceSamplingLevel, KlEstimator, LossType};
 use super::run_config::RunConfig;
 
 /// The algorithms that sample completions and score them.
-const SAMPLING: &[Algorithm] = &[Grpo];
-/// Those with the clipped objective.
-const OBJECTIVE: &[Algorithm] = &[Grpo];
+const SAMPLING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft];
+/// Those whose objective is what the settings make it.
+const FREE: &[Algorithm] = &[Grpo, Remax, ReinforcePlusPlus];
+/// Those that clip the probability ratio and know a KL divergence.
+const CLIPPED: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus];
 
 /// Those that sample at all, be it to show what was learned.
-const WRITING: &[Algorithm] = &[Grpo, Pretrain];
+const WRITING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Pretrain];
 /// Those that learn from rows: all but the one that learns a text.
-const ROWS: &[Algorithm] = &[Grpo, Sft];
+const ROWS: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Sft];
 
 /// A setting that is not always read.
 struct Effect {
@@ -22,36 +25,62 @@ struct Effect {
     /// The algorithms that read it; empty: all.
     algorithms: &'static [Algorithm],
     /// Where it is read, beside the algorithm.
-    condition: Option<Condition>,
+    conditions: &'static [Condition],
 }
 
 /// A setting that decides whether another one is read.
 struct Condition {
     key: &'static str,
     holds: fn(&RunConfig) -> bool,
-    /// What is missing where it does not hold, as the end of a sentence.
-    missing: &'static str,
+    /// What it is where it does not hold, as the end of a sentence.
+    otherwise: &'static str,
 }
 
 const fn of(key: &'static str, algorithms: &'static [Algorithm]) -> Effect {
-    Effect { key, algorithms, condition: None }
+    Effect { key, algorithms, conditions: &[] }
 }
 
 impl Effect {
-    const fn with(mut self, key: &'static str, holds: fn(&RunConfig) -> bool, missing: &'static str) -> Self {
-        self.condition = Some(Condition { key, holds, missing });
+    const fn only(mut self, conditions: &'static [Condition]) -> Self {
+        self.conditions = conditions;
         self
     }
 }
 
+const HAS_RATIO: Condition = Condition {
+    key: "importance_sampling_level",
+    holds: |c| c.importance_sampling_level != ImportanceSamplingLevel::None,
+    otherwise: "with `importance_sampling_level = \"none\"`",
+};
+const IS_NOT_SAPO: Condition =
+    Condition { key: "loss_type", holds: |c| c.loss_type != LossType::Sapo, otherwise: "with `loss_type = \"sapo\"`" };
+const IS_NOT_CISPO: Condition = Condition {
+    key: "loss_type",
+    holds: |c| c.loss_type != LossType::Cispo,
+    otherwise: "with `loss_type = \"cispo\"`",
+};
+const IS_SAPO: Condition = Condition {
+    key: "loss_type",
+    holds: |c| c.loss_type == LossType::Sapo,
+    otherwise: "without `loss_type = \"sapo\"`",
+};
+const IS_K3: Condition = Condition {
+    key: "kl_estimator",
+    holds: |c| c.kl_estimator == KlEstimator::K3,
+    otherwise: "without `kl_estimator = \"k3\"`",
+};
+const HAS_WEIGHTS: Condition = Condition {
+    key: "architecture",
+    holds: |c| c.architecture.is_none(),
+    otherwise: "with `[architecture]`: there are no weights yet",
+};
+const HAS_EVALUATION: Condition =
+    Condition { key: "eval_file", holds: |c| c.eval_file.is_some(), otherwise: "without `eval_file`" };
+
 /// Settings of generation that are missing here are read by evaluations too.
 const EFFECTS: &[Effect] = &[
-    of("init", &[]).with(
-        "architecture",
-        |c| c.architecture.is_none(),
-        "with `[architecture]`: there are no weights yet",
-    ),
-    of("revision", &[]).with("architecture", |c| c.architecture.is_none(), "with `[architecture]`"),
+    of("init", &[]).only(&[HAS_WEIGHTS]),
+    of("revision", &[]).only(&[HAS_WEIGHTS]),
     of("eval_file", ROWS),
     of("eval_grader", ROWS),
     of("prompt_column", ROWS),
@@ -71,21 +100,28 @@ const EFFECTS: &[Effect] = &[
     of("log_completions", SAMPLING),
     of("num_iterations", SAMPLING),
     of("mask_truncated_completions", SAMPLING),
-    of("beta", OBJECTIVE),
-    of("kl_estimator", OBJECTIVE),
-    of("epsilon", OBJECTIVE),
-    of("epsilon_high", OBJECTIVE),
-    of("delta", OBJECTIVE),
-    of("loss_type", OBJECTIVE),
-    of("scale_rewards", OBJECTIVE),
-    of("gamma", OBJECTIVE),
+    of("beta", CLIPPED),
+    of("kl_estimator", FREE),
+    of("use_bias_correction_kl", FREE).only(&[HAS_RATIO, IS_K3]),
+    of("importance_sampling_level", FREE),
+    of("epsilon", CLIPPED).only(&[HAS_RATIO, IS_NOT_SAPO, IS_NOT_CISPO]),
+    of("epsilon_high", CLIPPED).only(&[HAS_RATIO, IS_NOT_SAPO]),
+    of("delta", FREE).only(&[HAS_RATIO, IS_NOT_SAPO, IS_NOT_CISPO]),
+    of("loss_type", FREE),
+    of("sapo_temperature_pos", FREE).only(&[IS_SAPO]),
+    of("sapo_temperature_neg", FREE).only(&[IS_SAPO]),
+    of("scale_rewards", &[Grpo]),
+    of("gamma", FREE),
+    of("top_entropy_quantile", FREE),
+    of("entropy_coef", CLIPPED),
+    of("raft_min_reward", &[Raft]),
     of("completion_column", &[Sft]),
     of("completion_only_loss", &[Sft]),
     of("block_size", &[Pretrain]),
     of("validation_fraction", &[Pretrain]),
     of("num_samples", &[Pretrain]),
     of("sample_prompt", &[Pretrain]),
-    of("eval_max_rows", ROWS).with("eval_file", |c| c.eval_file.is_some(), "without `eval_file`"),
+    of("eval_max_rows", ROWS).only(&[HAS_EVALUATION]),
 ];
 
 /// Why a setting is not read.
@@ -107,8 +143,8 @@ pub(super) fn no_effect(config: &RunConfig, key: &str) -> Option<NoEffect> {
         let names: Vec<&str> = effect.algorithms.iter().map(|algorithm| algorithm.name()).collect();
         return Some(NoEffect { decided_by: "algorithm", why, read_by: Some(names.join(", ")) });
     }
-    let condition = effect.condition.as_ref().filter(|condition| !(condition.holds)(config))?;
-    Some(NoEffect { decided_by: condition.key, why: condition.missing.to_owned(), read_by: None })
+    let condition = effect.conditions.iter().find(|condition| !(condition.holds)(config))?;
+    Some(NoEffect { decided_by: condition.key, why: condition.otherwise.to_owned(), read_by: None })
 }
 
 /// The keys of the table.
@@ -126,7 +162,7 @@ mod tests {
         let is_setting = |key: &str| RUN_FIELDS.iter().any(|field| field.name == key);
         for (index, effect) in EFFECTS.iter().enumerate() {
             assert!(is_setting(effect.key), "{}", effect.key);
-            assert!(effect.condition.as_ref().is_none_or(|condition| is_setting(condition.key)), "{}", effect.key);
+            assert!(effect.conditions.iter().all(|condition| is_setting(condition.key)), "{}", effect.key);
             assert!(EFFECTS[..index].iter().all(|other| other.key != effect.key), "{} twice", effect.key);
         }
     }

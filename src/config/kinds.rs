@@ -5,18 +5,28 @@
 use crate::model::Family;
 use serde::{Deserialize, Serialize};
 
-pub use crate::algorithm::{KlEstimator, LossType, ScaleRewards};
+pub use crate::algorithm::{ImportanceSamplingLevel, KlEstimator, LossType, ScaleRewards};
 pub use crate::data::OnBadRow;
 pub use crate::device::DeviceKind;
 pub use crate::optim::LrSchedulerType;
 
-/// What a run trains.
+/// How a run learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
-    /// Group relative policy optimisation: sample completions, score them, reinforce the better ones of each group.
+    /// Group relative policy optimisation (arXiv:2402.03300): sample completions, score them, reinforce the better ones
+    /// of each group.
     #[default]
     Grpo,
+    /// REINFORCE leave-one-out (arXiv:2402.14740): each completion against the mean of the others of its group.
+    Rloo,
+    /// ReMax (arXiv:2310.10505): each completion against a greedy one.
+    Remax,
+    /// REINFORCE++-baseline (arXiv:2501.03262): as grpo, with advantages scaled over the batch.
+    #[serde(rename = "reinforce++")]
+    ReinforcePlusPlus,
+    /// RAFT, best of n (arXiv:2304.06767): learn the best completion of each group.
+    Raft,
     /// Supervised fine-tuning on given completions.
     Sft,
     /// Learning to predict a text, token by token.
@@ -29,6 +39,10 @@ impl Algorithm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Grpo => "grpo",
+            Self::Rloo => "rloo",
+            Self::Remax => "remax",
+            Self::ReinforcePlusPlus => "reinforce++",
+            Self::Raft => "raft",
             Self::Sft => "sft",
             Self::Pretrain => "pretrain",
         }

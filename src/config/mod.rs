@@ -4,6 +4,7 @@
 //! checked as a whole, and shown with the source of each value ([`Resolved`]). The settings are only stored here:
 //! the recipe hands them to the components, which own what they mean.
 
+mod algorithm_checks;
 mod architecture;
 mod checks;
 mod diagnostic;
@@ -21,8 +22,8 @@ mod show;
 pub use architecture::ArchitectureConfig;
 pub use diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
 pub use kinds::{
-    Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, ModelType, OnBadRow,
-    SaveDtype, ScaleRewards, TokenizerKind,
+    Algorithm, ComputeDtype, DeviceKind, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator, LossType,
+    LrSchedulerType, ModelType, OnBadRow, SaveDtype, ScaleRewards, TokenizerKind,
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
 pub use reference::reference_page;

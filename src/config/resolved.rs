@@ -20,16 +20,32 @@ impl RunConfig {
     #[must_use]
     pub fn resolved_learning_rate(&self) -> f64 {
         self.learning_rate.unwrap_or(match self.algorithm {
-            Algorithm::Grpo => 1e-6,
             Algorithm::Sft => 2e-5,
             Algorithm::Pretrain => 1e-3,
+            _ => 1e-6,
         })
     }
 
     /// The weight of the KL divergence that is used: the one set, else the algorithm's default.
     #[must_use]
     pub fn resolved_beta(&self) -> f64 {
-        self.beta.unwrap_or(0.04)
+        self.beta.unwrap_or(match self.algorithm {
+            Algorithm::Grpo | Algorithm::ReinforcePlusPlus => 0.04,
+            Algorithm::Rloo => 0.05,
+            Algorithm::Remax | Algorithm::Raft | Algorithm::Sft | Algorithm::Pretrain => 0.0,
+        })
+    }
+
+    /// Whether a step samples completions of its prompts.
+    #[must_use]
+    pub fn samples_completions(&self) -> bool {
+        !matches!(self.algorithm, Algorithm::Sft | Algorithm::Pretrain)
+    }
+
+    /// Completions of a prompt in a step: `num_generations`, or 1 where nothing is sampled.
+    #[must_use]
+    pub fn completions_per_prompt(&self) -> usize {
+        if self.samples_completions() { self.num_generations } else { 1 }
     }
 
     /// Where the first weights come from: a new architecture has none that could be read.

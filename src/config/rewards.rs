@@ -5,7 +5,7 @@
 
 use super::checks::Problem;
 use super::diagnostic::{ConfigError, Place};
-use super::kinds::{Algorithm, EvalGrader};
+use super::kinds::EvalGrader;
 use super::names::nearest;
 use super::run_config::{RewardConfig, RunConfig};
 use crate::reward::{
@@ -272,7 +272,7 @@ fn make_all(config: &RunConfig) -> (WeightedRewards, Vec<Problem>) {
 /// What is wrong with the tables of a configuration, alone and together.
 pub(super) fn problems(config: &RunConfig) -> Vec<Problem> {
     let (_, mut found) = make_all(config);
-    let (tables, is_reinforced) = (&config.rewards, config.algorithm == Algorithm::Grpo);
+    let (tables, is_reinforced) = (&config.rewards, config.samples_completions());
     if tables.is_empty() && is_reinforced {
         let help = "leave it out for the default, or add a `[[rewards]]` table";
         found.push(Problem::new(&["rewards"], "`rewards` is empty: nothing would be reinforced").help(help));

@@ -7,8 +7,8 @@
 
 use super::architecture::ArchitectureConfig;
 use super::kinds::{
-    Algorithm, ComputeDtype, DeviceKind, EvalGrader, Init, KlEstimator, LossType, LrSchedulerType, OnBadRow, SaveDtype,
-    ScaleRewards,
+    Algorithm, ComputeDtype, DeviceKind, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator, LossType,
+    LrSchedulerType, OnBadRow, SaveDtype, ScaleRewards,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -24,8 +24,8 @@ use std::path::PathBuf;
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own in the file")]
 pub struct RunConfig {
     // # Run
-    /// What is trained: `grpo` (sample, score, reinforce), `sft` (supervised, on given completions) or `pretrain`
-    /// (predict a text).
+    /// How the model learns. From its own completions and their rewards: `grpo`, `rloo`, `remax`, `reinforce++` or
+    /// `raft`. From given completions: `sft`. To predict a text: `pretrain`.
     /// Default `"grpo"`: it is what this program is for.
     pub algorithm: Algorithm,
     /// Folder that receives checkpoints, metrics and the final model. One run at a time may hold it.
@@ -99,8 +99,8 @@ pub struct RunConfig {
     pub max_prompt_length: usize,
 
     // # Rollouts
-    /// Completions sampled for each prompt (the group), 2 or more. More give a better baseline and cost more time.
-    /// Default `8`: as TRL.
+    /// Completions sampled for each prompt (the group), 2 or more (`remax`: 1 or more). More give a better baseline and
+    /// cost more time. Default `8`: as TRL.
     pub num_generations: usize,
     /// Longest completion (`pretrain`: sample), in tokens, 1 or more. Default `512`: as TRL.
     pub max_completion_length: usize,
@@ -132,16 +132,22 @@ pub struct RunConfig {
     /// has any replaces the whole list. Default `[{ name = "last_integer", weight = 1.0 }]`: grades arithmetic.
     pub rewards: Vec<RewardConfig>,
 
-    // # GRPO
+    // # Reinforcement
     /// Weight of the KL divergence to the start model, 0 or more. 0 loads no reference model.
-    /// Default none: `0.04`, the value of the GRPO paper (TRL's is 0).
+    /// Default none: `0.04` (the value of the GRPO paper; TRL's is 0), `0.05` for rloo (as TRL), `0` for remax.
     pub beta: Option<f64>,
     /// Estimator of that KL divergence: `k1`, `k2` or `k3` of each token, or `sequence_squared`, the square of a
     /// completion's summed log-ratio. `k1` has no useful gradient, so its penalty goes into the reward.
     /// Default `"k3"`: never negative and of low variance; the paper's.
     pub kl_estimator: KlEstimator,
+    /// Multiply `k3` by the probability ratio and differentiate that too: an unbiased penalty where rollouts are used
+    /// more than once. Default `false`: as TRL.
+    pub use_bias_correction_kl: bool,
     /// Passes over the rollouts of a step, 1 or more. Default `1`: on-policy, as TRL.
     pub num_iterations: usize,
+    /// What the probability ratio between the policy and the one that sampled is taken of: of each `token`, of the
+    /// `sequence` (GSPO), or `none`, the plain policy gradient. Default `"token"`: as PPO and TRL.
+    pub importance_sampling_level: ImportanceSamplingLevel,
     /// Clip bound of the probability ratio: it counts from 1 - epsilon to 1 + epsilon. Above 0 and below 1.
     /// Default `0.2`: as PPO and TRL.
     pub epsilon: f64,
@@ -155,6 +161,10 @@ pub struct RunConfig {
     /// completion); or with another form of the loss, `cispo` or `sapo`.
     /// Default `"dapo"`: long and short completions weigh by their tokens; as TRL.
     pub loss_type: LossType,
+    /// Steepness of the gate of `sapo` where the advantage is positive, above 0. Default `1.0`: as TRL.
+    pub sapo_temperature_pos: f64,
+    /// Steepness of the gate of `sapo` where the advantage is negative, above 0. Default `1.05`: as TRL.
+    pub sapo_temperature_neg: f64,
     /// What centred rewards are divided by: the standard deviation of the `group`, of the `batch`, or `none`.
     /// Default `"group"`: the paper's, as TRL.
     pub scale_rewards: ScaleRewards,
@@ -164,6 +174,15 @@ pub struct RunConfig {
     /// Discount of the advantage by the tokens that follow: token t of n gets gamma^(n-1-t). Above 0 to 1.
     /// Default `1.0`: no discount.
     pub gamma: f64,
+    /// Share of a step's tokens, the most uncertain ones, that the policy learns from, above 0 to 1. Below 1 a step runs
+    /// the model forward once more. Default `1.0`: every token, as TRL.
+    pub top_entropy_quantile: f64,
+    /// Weight of the mean entropy in the loss, 0 or more: it keeps completions varied.
+    /// Default `0.0`: the objective is the reward.
+    pub entropy_coef: f64,
+    /// Learn the best completion of a prompt (`raft`) only where its reward is above this, any finite number.
+    /// Default none: the best is learned, however bad.
+    pub raft_min_reward: Option<f64>,
 
     // # SFT
     /// Learn the completion only (`true`), or the prompt too (`false`).
@@ -185,8 +204,8 @@ pub struct RunConfig {
     pub sample_prompt: String,
 
     // # Optimizer
-    /// Step size of AdamW, above 0. Default none: `1e-6` for grpo, `2e-5` for sft, as TRL; `1e-3` for pretrain, whose
-    /// models are small.
+    /// Step size of AdamW, above 0. Default none: `2e-5` for sft, `1e-3` for pretrain, whose models are small, `1e-6`
+    /// for every other algorithm; as TRL.
     pub learning_rate: Option<f64>,
     /// Course of the learning rate after the warm-up: `constant`, or to 0 as `linear` or `cosine`.
     /// Default `"linear"`: as transformers.
@@ -360,14 +379,21 @@ impl Default for RunConfig {
             rewards: vec![RewardConfig::default()],
             beta: None,
             kl_estimator: KlEstimator::default(),
+            use_bias_correction_kl: false,
             num_iterations: 1,
+            importance_sampling_level: ImportanceSamplingLevel::default(),
             epsilon: 0.2,
             epsilon_high: None,
             delta: None,
             loss_type: LossType::default(),
+            sapo_temperature_pos: 1.0,
+            sapo_temperature_neg: 1.05,
             scale_rewards: ScaleRewards::default(),
             mask_truncated_completions: false,
             gamma: 1.0,
+            top_entropy_quantile: 1.0,
+            entropy_coef: 0.0,
+            raft_min_reward: None,
             completion_only_loss: true,
             block_size: 256,
             validation_fraction: 0.1,

@@ -1,7 +1,7 @@
 //! The parts that training, evaluation and generation have in common.
 
 use super::RecipeError;
-use crate::config::{Algorithm, ComputeDtype, EvalGrader, RunConfig};
+use crate::config::{ComputeDtype, EvalGrader, RunConfig};
 use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
@@ -192,7 +192,7 @@ pub(super) fn prepare(
 pub(super) fn max_steps(settings: &RunConfig, rows: usize) -> u64 {
     let rounds = settings.num_train_epochs * rows as f64 / settings.prompts_per_optimizer_step() as f64;
     // One round of rollouts is `num_iterations` optimizer steps. The conversion of a float saturates.
-    let repeats = if settings.algorithm == Algorithm::Grpo { settings.num_iterations as u64 } else { 1 };
+    let repeats = if settings.samples_completions() { settings.num_iterations as u64 } else { 1 };
     settings.max_steps.unwrap_or_else(|| (rounds.ceil() as u64).max(1).saturating_mul(repeats))
 }
 

@@ -80,6 +80,7 @@ impl Memory {
 /// Whatever the run would fail with before its first step, damaged weight files and the output directory apart.
 pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     settings.check()?;
+    settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let (rewards, grader) = graders(settings, None)?;
     check_device(settings)?;
     let Start { model, data, .. } = Start::new(settings)?;
@@ -92,7 +93,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
             let num_blocks = blocks(&corpus.train, settings.block_size).count();
             (num_blocks, model.tokenizer.decode_with_special(shown)?, shown.to_vec(), 1)
         }
-        TrainingData::Rows(data) if settings.algorithm == Algorithm::Grpo => {
+        TrainingData::Rows(data) if settings.samples_completions() => {
             rewards.check_rows(path, &data.rows)?;
             let limit = PromptLimit::new(settings, &model);
             let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
@@ -101,13 +102,12 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         }
         TrainingData::Rows(data) => first_example(settings, &model, path, &data)?,
     };
-    let is_grpo = settings.algorithm == Algorithm::Grpo;
-    let num_generations = if is_grpo { settings.num_generations } else { 1 };
+    let num_generations = settings.completions_per_prompt();
     let prompts_per_step = settings.prompts_per_optimizer_step();
     let longest_completion = match settings.algorithm {
         // A block's last token is not run.
         Algorithm::Pretrain => settings.block_size - 1,
-        Algorithm::Grpo | Algorithm::Sft => settings.max_completion_length.min(model.config.max_position_embeddings),
+        _ => settings.max_completion_length.min(model.config.max_position_embeddings),
     };
     let max_tokens_per_step = prompts_per_step * (longest_prompt + num_generations * longest_completion);
     let budget = settings.max_tokens_per_micro_batch;
@@ -150,7 +150,6 @@ fn first_example(
 /// Bytes of the large parts, all f32; `tokens` are those of a micro-batch.
 fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Memory {
     const F32: usize = 4;
-    let is_grpo = settings.algorithm == Algorithm::Grpo;
     let weights = F32 * config.num_parameters();
     let kv_width = config.num_key_value_heads * config.head_dim;
     let q_width = config.num_attention_heads * config.head_dim;
@@ -170,8 +169,8 @@ fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_pro
         weights,
         gradients: weights,
         moments: 2 * weights,
-        reference: if is_grpo && settings.resolved_beta() > 0.0 { weights } else { 0 },
-        kv_cache: if is_grpo { crate::model::KvCache::bytes(config, cache.rows()) } else { 0 },
+        reference: if settings.resolved_beta() > 0.0 { weights } else { 0 },
+        kv_cache: if settings.samples_completions() { crate::model::KvCache::bytes(config, cache.rows()) } else { 0 },
         activations: (F32 * kept).saturating_mul(tokens),
     }
 }

@@ -72,9 +72,9 @@ impl Start {
 fn read(settings: &RunConfig) -> Result<File, RecipeError> {
     let path = Path::new(&settings.train_file);
     Ok(match settings.algorithm {
-        Algorithm::Grpo => File::Rows(load_data(path, settings, RowKind::Prompt)?),
         Algorithm::Sft => File::Rows(load_data(path, settings, RowKind::Completion)?),
         Algorithm::Pretrain => File::Text(load_text(path)?),
+        _ => File::Rows(load_data(path, settings, RowKind::Prompt)?),
     })
 }
 

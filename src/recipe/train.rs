@@ -2,16 +2,14 @@
 
 use super::RecipeError;
 use super::evaluator::{evaluate_folder, evaluator};
-use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare, sampling};
+use super::method::method;
+use super::parts::{LoadedModel, check_device, graders};
 use super::start::{Start, TrainingData};
-use crate::algorithm::{AdvantageEstimator, ObjectiveConfig};
-use crate::batch::blocks;
 use crate::checkpoint::{
     CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState,
     TrainingState, base_license, export_model, model_card, require_compatible, verify,
 };
 use crate::config::{Algorithm, Init, Resume, RewardConfig, RunConfig, SaveDtype};
-use crate::data::RowOrder;
 use crate::io::{DirLock, sha256_file, write_atomic};
 use crate::model::{Params, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
@@ -19,9 +17,8 @@ use crate::reward::WeightedRewards;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{
-    Example, Method, ModelWriter, Outcome, Policy, PolicyConfig, PolicyGradient, PolicyGradientConfig, Reference,
-    RolloutConfig, RolloutSource, RunSettings, Sft, SftConfig, TrainError, Trainer, prepare_examples, restore,
-    restore_reference, stop::StopSignal,
+    ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, TrainError, Trainer, restore, restore_reference,
+    stop::StopSignal,
 };
 use candle_core::Device;
 use std::borrow::Cow;
@@ -57,6 +54,7 @@ pub struct TrainReport {
 pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport, RecipeError> {
     let TrainOptions { rewards: own, stop, run_config } = options;
     checkable(settings, own.as_ref()).check()?;
+    settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let settings = &with_names_of(settings, own.as_ref());
     let run_config = run_config.unwrap_or_else(|| settings.to_toml());
     let (rewards, grader) = graders(settings, own.as_ref())?;
@@ -218,116 +216,6 @@ fn resume(
     Ok(Some(folder))
 }
 
-/// The algorithm with its data, and the optimizer steps of the whole run.
-fn method(
-    settings: &RunConfig,
-    model: &LoadedModel,
-    data: TrainingData,
-    rewards: WeightedRewards,
-    device: &Device,
-) -> Result<(Method, u64), RecipeError> {
-    let path = Path::new(&settings.train_file);
-    let renderer = model.renderer(settings);
-    let data = match data {
-        TrainingData::Rows(data) => data,
-        TrainingData::Text(corpus) => {
-            let examples: Vec<Example> = blocks(&corpus.train, settings.block_size).map(Example::of_block).collect();
-            return Ok(supervised(settings, examples));
-        }
-    };
-    match settings.algorithm {
-        Algorithm::Sft | Algorithm::Pretrain => {
-            let limits = example_config(settings, model);
-            let (examples, left_out) = prepare_examples(path, &data.rows, &renderer, limits)?;
-            if examples.is_empty() {
-                return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
-            }
-            if left_out > 0 {
-                tracing::warn!("{}: {left_out} rows are empty or too long and were left out", path.display());
-            }
-            Ok(supervised(settings, examples))
-        }
-        Algorithm::Grpo => {
-            rewards.check_rows(path, &data.rows)?;
-            let limit = PromptLimit::new(settings, model);
-            let prompts = prepare(path, data.rows, &renderer, limit)?.prompts;
-            let max_steps = max_steps(settings, prompts.len());
-            let method = PolicyGradient {
-                config: policy_gradient_config(settings),
-                source: RolloutSource {
-                    config: rollout_config(settings, model),
-                    order: RowOrder::new(settings.seed, prompts.len(), settings.shuffle),
-                    prompts,
-                    rewards,
-                    tokenizer: model.tokenizer.clone(),
-                },
-                reference: reference(settings, model, device)?,
-            };
-            if method.source.config.sampling.is_truncated() {
-                tracing::info!(
-                    "top_p, top_k, min_p or repetition_penalty is on: log-probs are those of the whole distribution"
-                );
-            }
-            Ok((Method::PolicyGradient(Box::new(method)), max_steps))
-        }
-    }
-}
-
-/// Learning of given tokens, and its optimizer steps.
-fn supervised(settings: &RunConfig, examples: Vec<Example>) -> (Method, u64) {
-    let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
-    let max_steps = max_steps(settings, examples.len());
-    let config = SftConfig {
-        rows_per_step: settings.prompts_per_optimizer_step(),
-        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
-    };
-    (Method::Sft(Sft { config, examples, order }), max_steps)
-}
-
-fn rollout_config(settings: &RunConfig, model: &LoadedModel) -> RolloutConfig {
-    RolloutConfig {
-        num_generations: settings.num_generations,
-        sampling: sampling(settings),
-        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
-        slots: settings.rollout_slots,
-        seed: settings.seed,
-    }
-}
-
-fn policy_gradient_config(settings: &RunConfig) -> PolicyGradientConfig {
-    PolicyGradientConfig {
-        prompts_per_step: settings.prompts_per_optimizer_step(),
-        num_iterations: settings.num_iterations.max(1) as u64,
-        estimator: AdvantageEstimator::Group(settings.scale_rewards),
-        objective: ObjectiveConfig {
-            loss_type: settings.loss_type,
-            epsilon: settings.epsilon,
-            epsilon_high: settings.resolved_epsilon_high(),
-            delta: settings.delta,
-            beta: settings.resolved_beta(),
-            kl_estimator: settings.kl_estimator,
-            max_completion_length: settings.max_completion_length,
-            gamma: settings.gamma,
-            ..ObjectiveConfig::default()
-        },
-        mask_truncated_completions: settings.mask_truncated_completions,
-        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
-        log_completions: settings.log_completions,
-    }
-}
-
-/// The frozen start model; none where beta is 0.
-fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Reference>, RecipeError> {
-    if settings.resolved_beta() <= 0.0 {
-        return Ok(None);
-    }
-    let decoder = match settings.resolved_init() {
-        Init::Pretrained => model.decoder(device, false)?.0,
-        Init::Random => model.random_decoder(settings.seed, device, false)?,
-    };
-    Ok(Some(Reference::new(decoder, None)))
-}
-
 fn policy(
     settings: &RunConfig,
     model: &LoadedModel,
@@ -381,10 +269,7 @@ fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64
     history.logging_steps = settings.logging_steps;
     history.save_steps = settings.save_steps;
     history.num_train_epochs = settings.num_train_epochs.ceil() as u64;
-    history.train_batch_size = match settings.algorithm {
-        Algorithm::Grpo => settings.completions_per_step() as u64,
-        Algorithm::Sft | Algorithm::Pretrain => settings.prompts_per_step as u64,
-    };
+    history.train_batch_size = (settings.prompts_per_step * settings.completions_per_prompt()) as u64;
 }
 
 fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after: Option<EvalFigures>) -> String {
@@ -393,7 +278,7 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
         ("learning_rate".to_owned(), settings.resolved_learning_rate().to_string()),
         ("prompts_per_step".to_owned(), settings.prompts_per_optimizer_step().to_string()),
     ];
-    if settings.algorithm == Algorithm::Grpo {
+    if settings.samples_completions() {
         key_settings.extend([
             ("num_generations".to_owned(), settings.num_generations.to_string()),
             ("beta".to_owned(), settings.resolved_beta().to_string()),

@@ -28,6 +28,8 @@ pub struct StepFacts {
     pub num_equal_groups: u64,
     /// Mean reward of the step.
     pub mean_reward: f64,
+    /// Why the step learned from none of its completions; `None` where it did.
+    pub idle: Option<&'static str>,
 }
 
 /// Something that a person should know while the run goes on. `Display` is the whole text.
@@ -52,6 +54,15 @@ pub enum Warning {
         /// Mean reward of the last one.
         mean_reward: f64,
     },
+    /// No completion was learned from, so that no update was made.
+    Idle {
+        /// The step.
+        step: u64,
+        /// Steps in a row that were like this.
+        steps: u64,
+        /// Why, as a clause.
+        why: &'static str,
+    },
 }
 
 impl fmt::Display for Warning {
@@ -72,6 +83,9 @@ impl fmt::Display for Warning {
                  the task is learned. Otherwise raise temperature or num_generations.",
                 plural(*steps)
             ),
+            Self::Idle { step, steps, why } => {
+                write!(f, "step {step}: no update was made (for {steps} step{} in a row): {why}", plural(*steps))
+            }
         }
     }
 }
@@ -138,11 +152,12 @@ impl Streak {
 pub struct Watch {
     truncated: Streak,
     equal_rewards: Streak,
+    idle: Streak,
 }
 
 impl Default for Watch {
     fn default() -> Self {
-        Self { truncated: Streak::new(1), equal_rewards: Streak::new(EQUAL_REWARD_STEPS) }
+        Self { truncated: Streak::new(1), equal_rewards: Streak::new(EQUAL_REWARD_STEPS), idle: Streak::new(1) }
     }
 }
 
@@ -154,10 +169,12 @@ impl Watch {
         let all_equal = facts.num_groups > 0 && facts.num_equal_groups == facts.num_groups;
         let truncated = self.truncated.observe(all_truncated);
         let equal = self.equal_rewards.observe(all_equal);
+        let idle = self.idle.observe(facts.idle.is_some()).zip(facts.idle);
         truncated
             .map(|steps| Warning::AllTruncated { step, max_completion_length, steps })
             .into_iter()
             .chain(equal.map(|steps| Warning::EqualRewards { step, steps, mean_reward }))
+            .chain(idle.map(|(steps, why)| Warning::Idle { step, steps, why }))
             .collect()
     }
 
@@ -188,6 +205,7 @@ mod tests {
             num_groups: 2,
             num_equal_groups,
             mean_reward: 0.25,
+            idle: None,
         }
     }
 
@@ -211,6 +229,18 @@ mod tests {
         assert!(watch.observe(&facts(10, 0, 1)).is_empty(), "one group with a difference ends the streak");
         let steps: Vec<u64> = (11..=40).filter(|step| !watch.observe(&facts(*step, 0, 2)).is_empty()).collect();
         assert_eq!(steps, [20, 30]);
+    }
+
+    #[test]
+    fn a_step_without_an_update_is_told_with_its_reason() {
+        let idle = |step| StepFacts { idle: Some("nothing was kept"), ..facts(step, 0, 0) };
+        let mut watch = Watch::default();
+        let warnings = watch.observe(&idle(1));
+        assert_eq!(warnings, [Warning::Idle { step: 1, steps: 1, why: "nothing was kept" }]);
+        assert!(warnings[0].to_string().ends_with("no update was made (for 1 step in a row): nothing was kept"));
+        assert!(watch.observe(&facts(2, 0, 0)).is_empty());
+        let spoken: Vec<u64> = (3..=10).filter(|step| !watch.observe(&idle(*step)).is_empty()).collect();
+        assert_eq!(spoken, [3, 4, 6, 10]);
     }
 
     #[test]

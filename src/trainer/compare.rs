@@ -1,7 +1,10 @@
 //! Rewards of a step's groups -> what the objective multiplies each token with, and which tokens it sees.
 
 use super::rollouts::ScoredGroup;
-use crate::algorithm::{AdvantageEstimator, AlgorithmError, compute_advantages, subtract_kl_penalty};
+use super::rows::completion_mask;
+use crate::algorithm::{
+    AdvantageEstimator, AlgorithmError, ScaleRewards, compute_advantages, compute_token_advantages, subtract_kl_penalty,
+};
 use crate::checkpoint::SavedCompletion;
 use std::ops::Range;
 
@@ -25,6 +28,7 @@ impl Comparison {
         let rewards = self.penalised_rewards(groups)?;
         let greedy: Vec<Option<f64>> = groups.iter().map(|group| group.greedy_reward).collect();
         let compared = compute_advantages(&rewards, self.num_generations, self.estimator, Some(&greedy))?;
+        self.fill_in_token_advantages(groups)?;
         let rows = groups.iter_mut().flat_map(|group| &mut group.saved.completions);
         for ((row, advantage), is_included) in rows.zip(compared.advantages).zip(compared.included) {
             row.advantage = advantage;
@@ -32,6 +36,31 @@ impl Comparison {
                 row.keep = vec![false; row.ids.len()];
             }
         }
+        Ok(())
+    }
+
+    /// Fills in the advantages of tokens from their own rewards, where any token has one.
+    fn fill_in_token_advantages(&self, groups: &mut [&mut ScoredGroup]) -> Result<(), AlgorithmError> {
+        let scale = match self.estimator {
+            AdvantageEstimator::Group(scale) => scale,
+            // What is learned as it stands is not weighed token by token.
+            AdvantageEstimator::Best { .. } => return Ok(()),
+            _ => ScaleRewards::default(),
+        };
+        let rows: Vec<&SavedCompletion> = groups.iter().flat_map(|group| &group.saved.completions).collect();
+        let scores: Vec<&Vec<Option<f64>>> = groups.iter().flat_map(|group| &group.token_values).collect();
+        if scores.iter().all(|scores| scores.is_empty()) {
+            return Ok(());
+        }
+        let values: Vec<Option<f64>> = rows
+            .iter()
+            .zip(&scores)
+            .flat_map(|(row, scores)| (0..row.ids.len()).map(|t| scores.get(t).copied().flatten()))
+            .collect();
+        let ranges = ranges(&rows);
+        let advantages = compute_token_advantages(&values, &ranges, self.num_generations, scale)?;
+        let rows = groups.iter_mut().flat_map(|group| &mut group.saved.completions);
+        rows.zip(ranges).for_each(|(row, range)| row.token_advantages = advantages[range].to_vec());
         Ok(())
     }
 
@@ -48,17 +77,6 @@ impl Comparison {
             subtract_kl_penalty(&mut rewards, &old, &reference, &ranges(&rows), &mask, self.kl_in_reward)?;
         }
         Ok(rewards)
-    }
-}
-
-/// Which tokens of a completion are in the loss, one entry a token.
-pub(super) fn completion_mask(row: &SavedCompletion, mask_truncated: bool) -> Vec<bool> {
-    if mask_truncated && row.is_truncated {
-        vec![false; row.ids.len()]
-    } else if row.keep.is_empty() {
-        vec![true; row.ids.len()]
-    } else {
-        row.keep.clone()
     }
 }
 

@@ -11,6 +11,7 @@ pub mod policy_gradient;
 pub mod prompts;
 mod reference;
 mod rollouts;
+mod rows;
 pub mod run;
 mod save;
 pub mod sft;
@@ -59,8 +60,8 @@ pub struct StepOutput {
     pub rows_drawn: u64,
     pub num_tokens: u64,
     pub iteration: u64,
-    /// There was nothing to learn from: the weights and the optimizer are as they were.
-    pub is_idle: bool,
+    /// Why there was nothing to learn from; weights and optimizer are then as they were. `None`: an update was made.
+    pub idle: Option<&'static str>,
     /// Rollouts that the next step uses again.
     pub kept: Option<SavedRollouts>,
     pub metrics: StepMetrics,

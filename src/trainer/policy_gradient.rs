@@ -15,17 +15,19 @@
 //!
 //! `rollouts.rs` samples and scores, `compare.rs` compares, `algorithm` has the formulas, `policy.rs` runs the model.
 
-use super::compare::{Comparison, completion_mask};
+use super::compare::Comparison;
 use super::phase::Phase;
-use super::policy::{Policy, require_finite_loss};
+use super::policy::{Policy, require_finite_loss, score};
 use super::rollouts::{RolloutSource, Rollouts, ScoredGroup};
+use super::rows::{Rows, num_tokens, widen};
 use super::{Reference, StepContext, StepLog, StepOutput, TrainError};
 use crate::algorithm::{
     AdvantageEstimator, Denominators, KlEstimator, ObjectiveConfig, ObjectiveStats, TokenBatch, compute_objective,
+    entropy_threshold,
 };
-use crate::batch::{Group, MicroBatch, pack};
-use crate::checkpoint::{SavedCompletion, SavedGroup, SavedRollouts};
-use crate::telemetry::StepMetrics;
+use crate::batch::{MicroBatch, pack};
+use crate::checkpoint::{SavedGroup, SavedRollouts};
+use crate::telemetry::{StepMetrics, Watch};
 use std::time::Instant;
 
 /// Settings of a policy gradient run.
@@ -38,6 +40,8 @@ pub struct PolicyGradientConfig {
     /// What rewards are compared with.
     pub estimator: AdvantageEstimator,
     pub objective: ObjectiveConfig,
+    /// Share of a step's tokens, the most uncertain ones, that keep their policy term; 1: all.
+    pub top_entropy_quantile: f64,
     /// Leave completions that the length limit cut out of the loss.
     pub mask_truncated_completions: bool,
     pub max_tokens_per_micro_batch: usize,
@@ -65,7 +69,7 @@ impl PolicyGradient {
         let mut output = StepOutput::after(at);
         let sampled: SavedRollouts;
         let rollouts = if let Some(kept) = at.kept {
-            output.num_tokens += num_tokens(kept);
+            output.num_tokens += num_tokens(kept.groups.iter());
             kept
         } else {
             sampled = self.sample(policy, at, &mut output)?;
@@ -74,27 +78,31 @@ impl PolicyGradient {
 
         at.begin(Phase::Backward);
         let learning = Instant::now();
-        let rows = Rows::new(rollouts, self.config.mask_truncated_completions);
-        let is_fresh = at.iteration == 0;
-        let (loss, update) = if rows.active_tokens == 0 {
-            output.is_idle = true;
-            (None, None)
+        let rows = Rows::new(rollouts, &self.config);
+        let (mut loss, mut update) = (None, None);
+        if rows.active_tokens == 0 {
+            output.idle = Some(self.idle_reason());
         } else {
-            let loss = self.accumulate(policy, rollouts, &rows, is_fresh, &mut output.metrics)?;
-            require_finite_loss(at.step, loss)?;
+            let found = self.accumulate(policy, at, &rows, &mut output.metrics)?;
+            require_finite_loss(at.step, found)?;
             at.begin(Phase::Optimizer);
-            (Some(loss), Some(policy.update(at.step)?))
-        };
-        let train_secs = learning.elapsed().as_secs_f64();
-
-        if !output.is_idle {
+            (loss, update) = (Some(found), Some(policy.update(at.step)?));
             output.iteration = (at.iteration + 1) % self.config.num_iterations;
             output.kept = (output.iteration > 0).then(|| rollouts.clone());
         }
         let trained_tokens = rows.rows.iter().map(|row| row.ids.len()).sum();
-        let num_rows = self.source.prompts.len();
+        let (num_rows, train_secs) = (self.source.prompts.len(), learning.elapsed().as_secs_f64());
         output.log_step(&StepLog { loss, update, num_rows, trained_tokens, train_secs, started });
         Ok(output)
+    }
+
+    /// Why a step without a token in the loss has none.
+    fn idle_reason(&self) -> &'static str {
+        match self.config.estimator {
+            AdvantageEstimator::Best { min_reward: Some(_) } => "no completion has a reward above raft_min_reward",
+            AdvantageEstimator::Best { .. } => "no completion has a reward, or the best of each prompt is masked",
+            _ => "every completion is masked: cut by the length limit, or taken out by a reward",
+        }
     }
 
     /// Samples, scores and compares the completions of the step's prompts.
@@ -140,23 +148,26 @@ impl PolicyGradient {
     fn accumulate(
         &self,
         policy: &Policy,
-        rollouts: &SavedRollouts,
+        at: &StepContext<'_>,
         rows: &Rows<'_>,
-        is_fresh: bool,
         metrics: &mut StepMetrics,
     ) -> Result<f64, TrainError> {
-        let micro_batches = pack(&groups(rollouts), self.config.max_tokens_per_micro_batch);
+        let micro_batches = pack(&rows.groups(), self.config.max_tokens_per_micro_batch);
         let denominators = Denominators {
             rows: rows.rows.len(),
             active_tokens: rows.active_tokens,
             micro_batches: micro_batches.len(),
         };
+        let threshold = self.entropy_threshold(policy, at, rows, &micro_batches)?;
+        let is_fresh = at.iteration == 0;
         let (mut loss, mut entropy) = (0.0, 0.0);
         let mut stats = ObjectiveStats::default();
         for batch in &micro_batches {
-            let values = rows.of(batch, self.reference.is_some());
+            let values = rows.values(batch, self.reference.is_some());
             policy.accumulate(batch, self.source.config.sampling.logprob_temperature(), |scored| {
                 let [logprobs, entropies] = [&scored.logprobs, &scored.entropies].map(|values| widen(values));
+                let is_uncertain = |least: f64| entropies.iter().map(|entropy| *entropy >= least).collect::<Vec<_>>();
+                let policy_mask = threshold.map(is_uncertain);
                 let tokens = TokenBatch {
                     logprobs: &logprobs,
                     // Fresh rollouts were sampled by these very weights: the ratio is 1 and its gradient that of l.
@@ -165,9 +176,9 @@ impl PolicyGradient {
                     entropies: Some(&entropies),
                     rows: &batch.ranges,
                     advantages: &values.advantages,
-                    token_advantages: None,
+                    token_advantages: values.token_advantages.as_deref(),
                     completion_mask: &values.completion_mask,
-                    policy_mask: None,
+                    policy_mask: policy_mask.as_deref(),
                 };
                 let objective = compute_objective(&tokens, &self.config.objective, &denominators)?;
                 loss += objective.loss;
@@ -184,103 +195,46 @@ impl PolicyGradient {
             })?;
         }
         metrics.mean("entropy", entropy, stats.active_tokens);
+        metrics.mean("frac_completions_skipped", rows.num_skipped() as f64, rows.rows.len() as u64);
         add_objective_metrics(metrics, &stats, self.reference.is_some());
         Ok(loss)
     }
-}
 
-/// The completions of a step, by their number, with the tokens that are in the loss.
-struct Rows<'a> {
-    rows: Vec<&'a SavedCompletion>,
-    /// One entry a token of each completion.
-    masks: Vec<Vec<bool>>,
-    /// Tokens that are in the loss.
-    active_tokens: usize,
-}
-
-/// What the objective needs of a micro-batch's completions, flat: one entry a token, or of `advantages` a row.
-struct BatchValues {
-    old_logprobs: Vec<f64>,
-    ref_logprobs: Option<Vec<f64>>,
-    advantages: Vec<f64>,
-    completion_mask: Vec<bool>,
-}
-
-impl<'a> Rows<'a> {
-    fn new(rollouts: &'a SavedRollouts, mask_truncated: bool) -> Self {
-        let rows: Vec<&SavedCompletion> = rollouts.groups.iter().flat_map(|group| &group.completions).collect();
-        let masks: Vec<Vec<bool>> = rows.iter().map(|row| completion_mask(row, mask_truncated)).collect();
-        let active_tokens = masks.iter().flatten().filter(|is| **is).count();
-        Self { rows, masks, active_tokens }
-    }
-
-    fn of(&self, batch: &MicroBatch, has_reference: bool) -> BatchValues {
-        let rows = || batch.rows.iter().map(|row| self.rows[*row]);
-        BatchValues {
-            old_logprobs: rows().flat_map(|row| widen(&row.old_logprobs)).collect(),
-            ref_logprobs: has_reference.then(|| rows().flat_map(|row| widen(&row.ref_logprobs)).collect()),
-            advantages: rows().map(|row| row.advantage).collect(),
-            completion_mask: batch.rows.iter().flat_map(|row| self.masks[*row].iter().copied()).collect(),
+    /// The least entropy of a token that the policy learns from, over the whole step; `None`: it learns from all.
+    fn entropy_threshold(
+        &self,
+        policy: &Policy,
+        at: &StepContext<'_>,
+        rows: &Rows<'_>,
+        micro_batches: &[MicroBatch],
+    ) -> Result<Option<f64>, TrainError> {
+        if self.config.top_entropy_quantile >= 1.0 {
+            return Ok(None);
         }
+        let mut entropies = Vec::with_capacity(rows.active_tokens);
+        for batch in micro_batches {
+            let scored = score(&policy.decoder, batch, self.source.config.sampling.logprob_temperature())?;
+            let mask = rows.values(batch, false).completion_mask;
+            entropies.extend(widen(&scored.entropies).into_iter().zip(mask).filter(|(_, is)| *is).map(|(e, _)| e));
+        }
+        let threshold = entropy_threshold(&entropies, self.config.top_entropy_quantile);
+        // A NaN would silently take every token out.
+        Watch::require_finite(at.step, "entropy", threshold)?;
+        Ok(Some(threshold))
     }
-}
-
-fn widen(values: &[f32]) -> Vec<f64> {
-    values.iter().copied().map(f64::from).collect()
-}
-
-/// The rollouts as groups to pack; completions are numbered through the step.
-fn groups(rollouts: &SavedRollouts) -> Vec<Group<'_>> {
-    let mut row = 0..;
-    let numbered = rollouts.groups.iter().map(|group| Group {
-        prompt: &group.prompt_ids,
-        // The completions first: a pair that lacks its second half would swallow a number.
-        completions: group.completions.iter().zip(row.by_ref()).map(|(c, row)| (row, c.ids.as_slice())).collect(),
-    });
-    numbered.collect()
-}
-
-/// Tokens of the prompt and the completion of each row.
-fn num_tokens(rollouts: &SavedRollouts) -> u64 {
-    let of_group = |group: &SavedGroup| -> usize {
-        group.completions.iter().map(|row| group.prompt_ids.len() + row.ids.len()).sum()
-    };
-    rollouts.groups.iter().map(of_group).sum::<usize>() as u64
 }
 
 fn add_objective_metrics(metrics: &mut StepMetrics, stats: &ObjectiveStats, has_reference: bool) {
-    let ratios = stats.ratio_count;
     if has_reference {
         metrics.mean("kl", stats.kl_sum, stats.kl_count);
     }
-    metrics.mean("clip_ratio/region_mean", stats.region_clipped() as f64, ratios);
-    metrics.mean("clip_ratio/low_mean", stats.low_clipped as f64, ratios);
-    metrics.gauge("clip_ratio/low_min", stats.low_min.unwrap_or(0.0));
-    metrics.mean("clip_ratio/high_mean", stats.high_clipped as f64, ratios);
-    metrics.gauge("clip_ratio/high_max", stats.high_max.unwrap_or(0.0));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn completions_are_numbered_through_the_step() {
-        let completion = SavedCompletion {
-            ids: vec![1],
-            old_logprobs: vec![-1.0],
-            ref_logprobs: Vec::new(),
-            is_truncated: false,
-            reward: None,
-            reward_parts: Vec::new(),
-            advantage: 0.0,
-            token_advantages: Vec::new(),
-            keep: Vec::new(),
-        };
-        let group = |size| SavedGroup { row: 0, prompt_ids: vec![2], completions: vec![completion.clone(); size] };
-        let rollouts = SavedRollouts { groups: vec![group(3), group(0), group(2)] };
-        let numbers: Vec<Vec<usize>> =
-            groups(&rollouts).iter().map(|group| group.completions.iter().map(|(row, _)| *row).collect()).collect();
-        assert_eq!(numbers, [vec![0, 1, 2], vec![], vec![3, 4]]);
+    // There are none where the objective clips nothing.
+    if let (Some(low_min), Some(high_max)) = (stats.low_min, stats.high_max) {
+        let ratios = stats.ratio_count;
+        metrics.mean("clip_ratio/region_mean", stats.region_clipped() as f64, ratios);
+        metrics.mean("clip_ratio/low_mean", stats.low_clipped as f64, ratios);
+        metrics.gauge("clip_ratio/low_min", low_min);
+        metrics.mean("clip_ratio/high_mean", stats.high_clipped as f64, ratios);
+        metrics.gauge("clip_ratio/high_max", high_max);
     }
 }

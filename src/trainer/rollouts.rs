@@ -2,6 +2,7 @@
 
 use super::phase::Phase;
 use super::prompts::draw;
+use super::rows::num_tokens;
 use super::{LoggedCompletion, PreparedPrompt, StepContext, TrainError};
 use crate::algorithm::{AdvantageEstimator, Advantages, AlgorithmError, ScaleRewards, compute_advantages};
 use crate::checkpoint::{SavedCompletion, SavedGroup};
@@ -51,6 +52,8 @@ pub(super) struct ScoredGroup {
     pub prompt: usize,
     /// Text of each completion.
     pub texts: Vec<String>,
+    /// Rewards of the tokens of each completion; empty where there are none.
+    pub token_values: Vec<Vec<Option<f64>>>,
     /// Reward of the prompt's greedy completion, where one was sampled.
     pub greedy_reward: Option<f64>,
 }
@@ -88,11 +91,14 @@ impl RolloutSource {
         let sampled = self.run(decoder, at, self.config.sampling, &requests, rollouts)?;
         let scored = self.score(at, &indexes, &sampled, rollouts)?;
         for ((prompt, group), scored) in indexes.into_iter().zip(sampled).zip(scored) {
-            let (texts, scored): (Vec<String>, Vec<Scored>) = scored.into_iter().unzip();
-            let completions = group.completions.into_iter().zip(scored).map(|(c, scored)| completion(c, scored));
-            let (row, prompt_ids) = (self.prompts[prompt].row, group.prompt_ids);
-            let saved = SavedGroup { row, prompt_ids, completions: completions.collect() };
-            rollouts.groups.push(ScoredGroup { saved, prompt, texts, greedy_reward: None });
+            let (mut texts, mut token_values, mut completions) = (Vec::new(), Vec::new(), Vec::new());
+            for (sampled, (text, mut scored)) in group.completions.into_iter().zip(scored) {
+                texts.push(text);
+                token_values.push(std::mem::take(&mut scored.token_values));
+                completions.push(completion(sampled, scored));
+            }
+            let saved = SavedGroup { row: self.prompts[prompt].row, prompt_ids: group.prompt_ids, completions };
+            rollouts.groups.push(ScoredGroup { saved, prompt, texts, token_values, greedy_reward: None });
         }
         Ok(())
     }
@@ -185,7 +191,7 @@ fn completion(sampled: Completion, scored: Scored) -> SavedCompletion {
         reward_parts: scored.parts,
         advantage: 0.0,
         token_advantages: Vec::new(),
-        keep: Vec::new(),
+        keep: scored.keep,
     }
 }
 
@@ -205,8 +211,7 @@ impl Rollouts {
 
     /// Tokens of all prompts and completions.
     pub fn num_tokens(&self) -> u64 {
-        let prompts = self.groups.iter().map(|group| group.saved.prompt_ids.len() * group.saved.completions.len());
-        (prompts.sum::<usize>() + self.completions().map(|row| row.ids.len()).sum::<usize>()) as u64
+        num_tokens(self.groups.iter().map(|group| &group.saved))
     }
 
     /// Adds what is said of the completions and their rewards.
@@ -256,6 +261,7 @@ impl Rollouts {
             num_groups: self.groups.len() as u64,
             num_equal_groups: stats.zero_std_groups as u64,
             mean_reward: stats.batch.mean,
+            idle: None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, Trai
 use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
 use crate::telemetry::{
-    CompletionRecord, CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, StepMetrics, Watch,
+    CompletionRecord, CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, StepFacts, StepMetrics, Watch,
     peak_memory_bytes,
 };
 use std::path::{Path, PathBuf};
@@ -143,7 +143,8 @@ impl Trainer {
                     return Err(error);
                 }
             };
-            if let Some(warnings) = output.facts.as_ref().map(|facts| watch.observe(facts)) {
+            let facts = output.facts.map(|facts| StepFacts { idle: output.idle, ..facts });
+            if let Some(warnings) = facts.map(|facts| watch.observe(&facts)) {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
@@ -188,7 +189,7 @@ impl Trainer {
     fn finish_step(&mut self, output: StepOutput) -> Result<(), TrainError> {
         let step = self.state.step + 1;
         self.state.step = step;
-        self.state.idle_steps += u64::from(output.is_idle);
+        self.state.idle_steps += u64::from(output.idle.is_some());
         self.state.rows_drawn = output.rows_drawn;
         self.state.num_tokens = output.num_tokens;
         self.state.iteration = output.iteration;

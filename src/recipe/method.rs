@@ -1,0 +1,164 @@
+//! From settings to the algorithm of a run: what it samples or reads, what it compares with, what it minimises.
+
+use super::RecipeError;
+use super::parts::{LoadedModel, PromptLimit, example_config, max_steps, prepare, sampling};
+use super::start::TrainingData;
+use crate::algorithm::{AdvantageEstimator, ImportanceSamplingLevel, KlEstimator, LossType, ObjectiveConfig};
+use crate::batch::blocks;
+use crate::config::{Algorithm, Init, RunConfig};
+use crate::data::{Dataset, RowOrder};
+use crate::reward::WeightedRewards;
+use crate::trainer::{
+    Example, Method, PolicyGradient, PolicyGradientConfig, Reference, RolloutConfig, RolloutSource, Sft, SftConfig,
+    prepare_examples,
+};
+use candle_core::Device;
+use std::path::Path;
+
+/// The algorithm with its data, and the optimizer steps of the whole run.
+pub(super) fn method(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    data: TrainingData,
+    rewards: WeightedRewards,
+    device: &Device,
+) -> Result<(Method, u64), RecipeError> {
+    let data = match data {
+        TrainingData::Rows(data) => data,
+        TrainingData::Text(corpus) => {
+            let examples: Vec<Example> = blocks(&corpus.train, settings.block_size).map(Example::of_block).collect();
+            return Ok(supervised(settings, examples));
+        }
+    };
+    if !settings.samples_completions() {
+        return Ok(supervised(settings, examples(settings, model, &data)?));
+    }
+    let source = source(settings, model, data, rewards)?;
+    let max_steps = max_steps(settings, source.prompts.len());
+    let reference = reference(settings, model, device)?;
+    let method = PolicyGradient { config: policy_gradient_config(settings), source, reference };
+    Ok((Method::PolicyGradient(Box::new(method)), max_steps))
+}
+
+/// The rows of the training file as tokens to learn.
+fn examples(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Example>, RecipeError> {
+    let path = Path::new(&settings.train_file);
+    let limits = example_config(settings, model);
+    let (examples, left_out) = prepare_examples(path, &data.rows, &model.renderer(settings), limits)?;
+    if examples.is_empty() {
+        return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
+    }
+    if left_out > 0 {
+        tracing::warn!("{}: {left_out} rows are empty or too long and were left out", path.display());
+    }
+    Ok(examples)
+}
+
+/// Learning of given tokens, and its optimizer steps.
+fn supervised(settings: &RunConfig, examples: Vec<Example>) -> (Method, u64) {
+    let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
+    let max_steps = max_steps(settings, examples.len());
+    let config = SftConfig {
+        rows_per_step: settings.prompts_per_optimizer_step(),
+        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+    };
+    (Method::Sft(Sft { config, examples, order }), max_steps)
+}
+
+/// The prompts of the training file, ready to be sampled from and scored.
+fn source(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    data: Dataset,
+    rewards: WeightedRewards,
+) -> Result<RolloutSource, RecipeError> {
+    let path = Path::new(&settings.train_file);
+    rewards.check_rows(path, &data.rows)?;
+    let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
+    let config = RolloutConfig {
+        num_generations: settings.num_generations,
+        sampling: sampling(settings),
+        stop: model.stop_rules(&settings.stop, settings.max_completion_length),
+        slots: settings.rollout_slots,
+        seed: settings.seed,
+    };
+    if config.sampling.is_truncated() {
+        tracing::info!(
+            "top_p, top_k, min_p or repetition_penalty is on: log-probs are those of the whole distribution"
+        );
+    }
+    let order = RowOrder::new(settings.seed, prompts.len(), settings.shuffle);
+    Ok(RolloutSource { config, prompts, order, rewards, tokenizer: model.tokenizer.clone() })
+}
+
+fn policy_gradient_config(settings: &RunConfig) -> PolicyGradientConfig {
+    PolicyGradientConfig {
+        prompts_per_step: settings.prompts_per_optimizer_step(),
+        num_iterations: settings.num_iterations.max(1) as u64,
+        estimator: estimator(settings),
+        objective: objective(settings),
+        top_entropy_quantile: settings.top_entropy_quantile,
+        mask_truncated_completions: settings.mask_truncated_completions,
+        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+        log_completions: settings.log_completions,
+    }
+}
+
+/// What the algorithm compares rewards with.
+fn estimator(settings: &RunConfig) -> AdvantageEstimator {
+    match settings.algorithm {
+        Algorithm::Rloo => AdvantageEstimator::LeaveOneOut,
+        Algorithm::Remax => AdvantageEstimator::Greedy,
+        Algorithm::ReinforcePlusPlus => AdvantageEstimator::Whitened,
+        Algorithm::Raft => AdvantageEstimator::Best { min_reward: settings.raft_min_reward },
+        _ => AdvantageEstimator::Group(settings.scale_rewards),
+    }
+}
+
+/// The objective as the settings say, but for what an algorithm fixes.
+fn objective(settings: &RunConfig) -> ObjectiveConfig {
+    let as_set = ObjectiveConfig {
+        loss_type: settings.loss_type,
+        importance_sampling_level: settings.importance_sampling_level,
+        epsilon: settings.epsilon,
+        epsilon_high: settings.resolved_epsilon_high(),
+        delta: settings.delta,
+        beta: settings.resolved_beta(),
+        kl_estimator: settings.kl_estimator,
+        use_bias_correction_kl: settings.use_bias_correction_kl,
+        sapo_temperature_pos: settings.sapo_temperature_pos,
+        sapo_temperature_neg: settings.sapo_temperature_neg,
+        entropy_coef: settings.entropy_coef,
+        max_completion_length: settings.max_completion_length,
+        gamma: settings.gamma,
+    };
+    match settings.algorithm {
+        // -mean over rows of min(W A, clip(W) A), W the ratio of the whole completion; the KL is in the reward.
+        Algorithm::Rloo => ObjectiveConfig {
+            loss_type: LossType::Grpo,
+            importance_sampling_level: ImportanceSamplingLevel::SequenceSum,
+            kl_estimator: KlEstimator::K1,
+            ..as_set
+        },
+        // The mean negative log-likelihood of the kept tokens.
+        Algorithm::Raft => ObjectiveConfig {
+            loss_type: LossType::Dapo,
+            importance_sampling_level: ImportanceSamplingLevel::None,
+            beta: 0.0,
+            ..as_set
+        },
+        _ => as_set,
+    }
+}
+
+/// The frozen start model; none where beta is 0.
+fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Reference>, RecipeError> {
+    if settings.resolved_beta() <= 0.0 {
+        return Ok(None);
+    }
+    let decoder = match settings.resolved_init() {
+        Init::Pretrained => model.decoder(device, false)?.0,
+        Init::Random => model.random_decoder(settings.seed, device, false)?,
+    };
+    Ok(Some(Reference::new(decoder, None)))
+}
