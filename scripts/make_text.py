@@ -1,7 +1,8 @@
-"""Writes data/stories.txt, the text that the small models of the recipes learn: about 400 kB of plain English.
+"""Writes data/stories.txt, the text that the small models of the recipes learn: about 400 kB of plain English, and
+data/text_prompts.jsonl, 256 lines of it for the recipes that reward a way of writing on.
 
-    python3 scripts/make_text.py            writes the file
-    python3 scripts/make_text.py --check    exit code 1 where the file is not what this script writes
+    python3 scripts/make_text.py            writes the files
+    python3 scripts/make_text.py --check    exit code 1 where a file is not what this script writes
 
 The stories come from the word lists and sentence patterns below; nothing is copied from elsewhere. They are ASCII, a
 paragraph a line, with headings, notices and shouts in capitals, so that capital letters are a mode of their own that a
@@ -9,11 +10,13 @@ model can learn. The same bytes come out on every machine: the generator of the 
 library is used for nothing but files.
 """
 
+import json
 import sys
 from pathlib import Path
 
-TARGET = Path(__file__).resolve().parent.parent / "data" / "stories.txt"
+DATA = Path(__file__).resolve().parent.parent / "data"
 SIZE = 420_000
+NUM_PROMPTS = 256
 SEED = 20_240_607
 
 PEOPLE = [(name, "she", "her", "her") for name in
@@ -353,17 +356,28 @@ def make_text():
     return "\n".join(chapters).encode("ascii")
 
 
+def make_prompts(text):
+    """Lines of 24 to 47 characters from all over the text, each with its line end: what comes next is a new line."""
+    lines = [line for line in dict.fromkeys(text.decode("ascii").splitlines())
+             if 24 <= len(line) < 48 and not line.isupper()]
+    chosen = [lines[i * len(lines) // NUM_PROMPTS] for i in range(NUM_PROMPTS)]
+    return "".join(json.dumps({"prompt": line + "\n"}) + "\n" for line in chosen).encode("ascii")
+
+
 def main():
-    content = make_text()
-    if sys.argv[1:] == ["--check"]:
-        if not TARGET.is_file() or TARGET.read_bytes() != content:
-            sys.exit(f"{TARGET} is not what {Path(__file__).name} writes: run it")
-        print(f"{TARGET.name}: {len(content)} bytes, as written by {Path(__file__).name}")
-    elif sys.argv[1:]:
-        sys.exit(__doc__)
-    else:
-        TARGET.write_bytes(content)
-        print(f"wrote {len(content)} bytes to {TARGET}")
+    text = make_text()
+    files = {"stories.txt": text, "text_prompts.jsonl": make_prompts(text)}
+    for name, content in files.items():
+        path = DATA / name
+        if sys.argv[1:] == ["--check"]:
+            if not path.is_file() or path.read_bytes() != content:
+                sys.exit(f"{path} is not what {Path(__file__).name} writes: run it")
+            print(f"{name}: {len(content)} bytes, as written by {Path(__file__).name}")
+        elif sys.argv[1:]:
+            sys.exit(__doc__)
+        else:
+            path.write_bytes(content)
+            print(f"wrote {len(content)} bytes to {path}")
 
 
 if __name__ == "__main__":
