@@ -97,6 +97,9 @@ const WRONG: &[(&str, &str)] = &[
     ("group_of_one_rloo", "algorithm = \"rloo\"\nnum_generations = 1\n"),
     ("group_of_one_raft", "algorithm = \"raft\"\nnum_generations = 1\n"),
     ("group_of_one_reinforce", "algorithm = \"reinforce++\"\nnum_generations = 1\n"),
+    ("group_of_one_dpo", "algorithm = \"dpo\"\ndpo_pairs = \"sampled\"\nnum_generations = 1\n"),
+    ("dpo_ranges", "algorithm = \"dpo\"\nbeta = 0\nlabel_smoothing = 0.5\ndpo_loss_type = \"dpo\"\n"),
+    ("dpo_without_beta", "algorithm = \"dpo\"\nbeta = 0.0\nlabel_smoothing = 0.5\n"),
     ("no_ratio", "importance_sampling_level = \"none\"\nepsilon = 0.1\ndelta = 2.0\nloss_type = \"cispo\"\n"),
     ("no_clip", "loss_type = \"sapo\"\nepsilon = 0.1\nepsilon_high = 0.3\ndelta = 2.0\n"),
     ("no_gate", "sapo_temperature_pos = 2.0\nsapo_temperature_neg = 0\n"),
@@ -117,6 +120,16 @@ const WRONG: &[(&str, &str)] = &[
     ),
     ("no_effect_remax", "algorithm = \"remax\"\nscale_rewards = \"none\"\n"),
     ("no_effect_raft", "algorithm = \"raft\"\nbeta = 0.1\nepsilon = 0.1\nentropy_coef = 0.1\nraft_min_reward = inf\n"),
+    (
+        "no_effect_dpo",
+        "algorithm = \"dpo\"\nnum_generations = 4\ntemperature = 0.7\nepsilon = 0.1\nloss_type = \"grpo\"\n\
+      num_iterations = 2\ndpo_loss_type = \"ipo\"\nlabel_smoothing = 0.1\n\n[[rewards]]\nname = \"exact_match\"\n",
+    ),
+    (
+        "no_effect_dpo_sampled",
+        "algorithm = \"dpo\"\ndpo_pairs = \"sampled\"\nchosen_column = \"a\"\nrejected_column = \"b\"\n\
+      mask_truncated_completions = true\nscale_rewards = \"none\"\ncompletion_column = \"c\"\n",
+    ),
     ("resume_is_a_config", "resume = \"configs/a.toml\"\n"),
     (
         "several_at_once",

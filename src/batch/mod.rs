@@ -98,6 +98,26 @@ pub fn pack(groups: &[Group<'_>], max_tokens: usize) -> Vec<MicroBatch> {
     batches
 }
 
+/// Puts groups into micro-batches of at most `max_tokens` tokens, in order, and never cuts one: an objective that
+/// couples the completions of a group sees them together. A group that does not fit stands alone.
+#[must_use]
+pub fn pack_whole(groups: &[Group<'_>], max_tokens: usize) -> Vec<MicroBatch> {
+    let mut batches: Vec<MicroBatch> = Vec::new();
+    for group in groups {
+        let all = 0..group.completions.len();
+        let fits = |batch: &&mut MicroBatch| batch.tokens.ids.len() + group.num_tokens(all.clone()) <= max_tokens;
+        match batches.last_mut().filter(fits) {
+            Some(batch) => batch.push(group, all.clone()),
+            None => {
+                let mut batch = MicroBatch::default();
+                batch.push(group, all.clone());
+                batches.push(batch);
+            }
+        }
+    }
+    batches
+}
+
 /// Cuts a text into blocks in which each of `block_size` tokens predicts its successor; the last one may be shorter.
 ///
 /// A block's last token is the first of the next one, so that every token but the very first is predicted once.
@@ -133,6 +153,16 @@ mod tests {
         assert_eq!(batch.prediction_rows, [1, 2, 3, 1]);
         assert_eq!(batch.targets, [7, 8, 9, 4]);
         assert_eq!((&batch.rows[..], &batch.ranges[..]), (&[5, 6, 7][..], &[0..3, 3..4, 4..4][..]));
+    }
+
+    /// Three pairs of 4 tokens each: two fit into 8 tokens, and into 3 tokens each stands alone, but whole.
+    #[test]
+    fn whole_groups_are_never_torn() {
+        let pair = |row| Group { prompt: &[1, 2], completions: vec![(row, &[7, 8][..]), (row + 1, &[9, 8][..])] };
+        let groups = [pair(0), pair(2), pair(4)];
+        let rows = |max| pack_whole(&groups, max).into_iter().map(|batch| batch.rows).collect::<Vec<_>>();
+        assert_eq!(rows(8), [vec![0, 1, 2, 3], vec![4, 5]]);
+        assert_eq!(rows(3), [[0, 1], [2, 3], [4, 5]]);
     }
 
     proptest! {

@@ -174,6 +174,11 @@ fn method(algorithm: &str) -> String {
             "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
             "2304.06767",
         ),
+        "dpo" => (
+            "DPO (direct preference optimization)",
+            "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+            "2305.18290",
+        ),
         "sft" => return "Trained by supervised fine-tuning on given completions.".into(),
         "pretrain" => return "Trained to predict the next token of a text.".into(),
         other => return format!("Trained with {other}."),

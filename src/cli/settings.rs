@@ -37,7 +37,7 @@ macro_rules! flags {
 }
 
 flags! {
-    /// How the model learns: grpo, rloo, remax, reinforce++, raft, sft or pretrain.
+    /// How the model learns: grpo, rloo, remax, reinforce++, raft, dpo, sft or pretrain.
     algorithm: "NAME",
     /// Model folder or Hub id.
     model: "MODEL",

@@ -7,7 +7,7 @@ use super::run_config::RunConfig;
 
 /// Every rule between settings of the algorithms that the configuration breaks.
 pub(super) fn contradictions(config: &RunConfig) -> Vec<Problem> {
-    let mut found: Vec<Problem> = group_of_one(config).into_iter().collect();
+    let mut found: Vec<Problem> = group_of_one(config).into_iter().chain(dpo_without_beta(config)).collect();
     let has_effect = |key: &str| no_effect(config, key).is_none();
     if has_effect("epsilon_high") {
         found.extend(clip_bounds(config));
@@ -31,11 +31,24 @@ fn group_of_one(config: &RunConfig) -> Option<Problem> {
             "rewards are compared within a group: a group of one teaches nothing"
         }
         Algorithm::Raft => "the best completion of a group is learned: a group of one has no worse one",
-        Algorithm::Remax | Algorithm::Sft | Algorithm::Pretrain => return None,
+        Algorithm::Dpo if config.samples_completions() => {
+            "the best completion of a group is compared with its worst: a group of one has no pair"
+        }
+        Algorithm::Dpo | Algorithm::Remax | Algorithm::Sft | Algorithm::Pretrain => return None,
     };
     let name = config.algorithm.name();
     let message = format!("`num_generations` must be 2 or more with `algorithm = \"{name}\"`, not 1");
     Some(Problem::new(&["num_generations", "algorithm"], message).help(reason))
+}
+
+/// Without beta the loss of a pair says nothing, or divides by 0.
+fn dpo_without_beta(config: &RunConfig) -> Option<Problem> {
+    if config.algorithm != Algorithm::Dpo || config.resolved_beta() != 0.0 {
+        return None;
+    }
+    let message = "`beta` must be above 0 with `algorithm = \"dpo\"`, not 0";
+    let help = "it scales the margin between the completions of a pair: at 0 there is nothing to learn";
+    Some(Problem::new(&["beta", "algorithm"], message).help(help))
 }
 
 fn clip_bounds(config: &RunConfig) -> Vec<Problem> {

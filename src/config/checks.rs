@@ -138,6 +138,8 @@ enum Range {
     Unit,
     /// From 0 to below 1.
     Decay,
+    /// From 0 to below one half.
+    Minority,
     /// Above 0, below 1.
     Inside,
     /// Any number.
@@ -154,6 +156,7 @@ impl Range {
                 Self::Share => x > 0.0 && x <= 1.0,
                 Self::Unit => (0.0..=1.0).contains(&x),
                 Self::Decay => (0.0..1.0).contains(&x),
+                Self::Minority => (0.0..0.5).contains(&x),
                 Self::Inside => x > 0.0 && x < 1.0,
                 Self::Finite => true,
             }
@@ -167,6 +170,7 @@ impl Range {
             Self::Share => "above 0 and at most 1",
             Self::Unit => "from 0 to 1",
             Self::Decay => "at least 0 and below 1",
+            Self::Minority => "at least 0 and below 0.5",
             Self::Inside => "above 0 and below 1",
             Self::Finite => "finite",
         }
@@ -174,10 +178,10 @@ impl Range {
 }
 
 fn out_of_range(config: &RunConfig) -> Vec<Problem> {
-    use Range::{Counts, Decay, Finite, Inside, NotNegative, Positive, Share, Unit};
+    use Range::{Counts, Decay, Finite, Inside, Minority, NotNegative, Positive, Share, Unit};
     let c = config;
     let count = |n: usize| Some(n as f64);
-    let ranges: [(&'static str, Option<f64>, Range); 35] = [
+    let ranges: [(&'static str, Option<f64>, Range); 36] = [
         ("threads", c.threads.and_then(count), Counts),
         ("max_prompt_length", count(c.max_prompt_length), Counts),
         ("num_generations", count(c.num_generations), Counts),
@@ -199,6 +203,7 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
         ("top_entropy_quantile", Some(c.top_entropy_quantile), Share),
         ("entropy_coef", Some(c.entropy_coef), NotNegative),
         ("raft_min_reward", c.raft_min_reward, Finite),
+        ("label_smoothing", Some(c.label_smoothing), Minority),
         ("learning_rate", c.learning_rate, Positive),
         ("warmup_steps", Some(c.warmup_steps), NotNegative),
         ("adam_beta1", Some(c.adam_beta1), Decay),

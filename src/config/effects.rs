@@ -3,21 +3,25 @@
 //! One table; a setting that is not in it is always read. `checks.rs` makes errors of settings that were set and are
 //! not read, `show.rs` leaves them out of what it writes.
 
-use super::kinds::Algorithm::{self, Grpo, Pretrain, Raft, ReinforcePlusPlus, Remax, Rloo, Sft};
-use super::kinds::{ImportanceSamplingLevel, KlEstimator, LossType};
+use super::kinds::Algorithm::{self, Dpo, Grpo, Pretrain, Raft, ReinforcePlusPlus, Remax, Rloo, Sft};
+use super::kinds::{DpoLossType, DpoPairs, ImportanceSamplingLevel, KlEstimator, LossType};
 use super::run_config::RunConfig;
 
-/// The algorithms that sample completions and score them.
-const SAMPLING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft];
+/// The algorithms that reinforce sampled completions.
+const REINFORCED: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft];
+/// Those that sample completions and score them, dpo only where its pairs are sampled.
+const SAMPLING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo];
 /// Those whose objective is what the settings make it.
 const FREE: &[Algorithm] = &[Grpo, Remax, ReinforcePlusPlus];
 /// Those that clip the probability ratio and know a KL divergence.
 const CLIPPED: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus];
+/// Those that hold the policy to a reference.
+const HELD: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Dpo];
 
 /// Those that sample at all, be it to show what was learned.
-const WRITING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Pretrain];
+const WRITING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Pretrain];
 /// Those that learn from rows: all but the one that learns a text.
-const ROWS: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Sft];
+const ROWS: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft];
 
 /// A setting that is not always read.
 struct Effect {
@@ -77,6 +81,27 @@ const HAS_WEIGHTS: Condition = Condition {
 const HAS_EVALUATION: Condition =
     Condition { key: "eval_file", holds: |c| c.eval_file.is_some(), otherwise: "without `eval_file`" };
 
+const SAMPLES: Condition = Condition {
+    key: "dpo_pairs",
+    holds: |c| c.algorithm != Dpo || c.samples_completions(),
+    otherwise: "without `dpo_pairs = \"sampled\"`",
+};
+const SCORES: Condition = Condition {
+    key: "dpo_pairs",
+    holds: |c| c.algorithm != Dpo || c.samples_completions() || c.eval_file.is_some(),
+    otherwise: "without `dpo_pairs = \"sampled\"` or an `eval_file`",
+};
+const READS_PAIRS: Condition = Condition {
+    key: "dpo_pairs",
+    holds: |c| c.dpo_pairs == DpoPairs::File,
+    otherwise: "with `dpo_pairs = \"sampled\"`",
+};
+const HAS_LABELS: Condition = Condition {
+    key: "dpo_loss_type",
+    holds: |c| matches!(c.dpo_loss_type, DpoLossType::Sigmoid | DpoLossType::SigmoidNorm),
+    otherwise: "without `dpo_loss_type = \"sigmoid\"` or `\"sigmoid_norm\"`",
+};
+
 /// Settings of generation that are missing here are read by evaluations too.
 const EFFECTS: &[Effect] = &[
     of("init", &[]).only(&[HAS_WEIGHTS]),
@@ -90,17 +115,17 @@ const EFFECTS: &[Effect] = &[
     of("chat_template_kwargs", ROWS),
     of("on_bad_row", ROWS),
     of("max_prompt_length", ROWS),
-    of("rewards", ROWS),
-    of("num_generations", SAMPLING),
-    of("temperature", WRITING),
-    of("top_p", WRITING),
-    of("top_k", WRITING),
-    of("min_p", WRITING),
-    of("repetition_penalty", WRITING),
-    of("log_completions", SAMPLING),
-    of("num_iterations", SAMPLING),
-    of("mask_truncated_completions", SAMPLING),
-    of("beta", CLIPPED),
+    of("rewards", ROWS).only(&[SCORES]),
+    of("num_generations", SAMPLING).only(&[SAMPLES]),
+    of("temperature", WRITING).only(&[SAMPLES]),
+    of("top_p", WRITING).only(&[SAMPLES]),
+    of("top_k", WRITING).only(&[SAMPLES]),
+    of("min_p", WRITING).only(&[SAMPLES]),
+    of("repetition_penalty", WRITING).only(&[SAMPLES]),
+    of("log_completions", SAMPLING).only(&[SAMPLES]),
+    of("num_iterations", REINFORCED),
+    of("mask_truncated_completions", REINFORCED),
+    of("beta", HELD),
     of("kl_estimator", FREE),
     of("use_bias_correction_kl", FREE).only(&[HAS_RATIO, IS_K3]),
     of("importance_sampling_level", FREE),
@@ -115,6 +140,11 @@ const EFFECTS: &[Effect] = &[
     of("top_entropy_quantile", FREE),
     of("entropy_coef", CLIPPED),
     of("raft_min_reward", &[Raft]),
+    of("dpo_pairs", &[Dpo]),
+    of("dpo_loss_type", &[Dpo]),
+    of("label_smoothing", &[Dpo]).only(&[HAS_LABELS]),
+    of("chosen_column", &[Dpo]).only(&[READS_PAIRS]),
+    of("rejected_column", &[Dpo]).only(&[READS_PAIRS]),
     of("completion_column", &[Sft]),
     of("completion_only_loss", &[Sft]),
     of("block_size", &[Pretrain]),

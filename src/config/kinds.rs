@@ -5,7 +5,7 @@
 use crate::model::Family;
 use serde::{Deserialize, Serialize};
 
-pub use crate::algorithm::{ImportanceSamplingLevel, KlEstimator, LossType, ScaleRewards};
+pub use crate::algorithm::{DpoLossType, ImportanceSamplingLevel, KlEstimator, LossType, ScaleRewards};
 pub use crate::data::OnBadRow;
 pub use crate::device::DeviceKind;
 pub use crate::optim::LrSchedulerType;
@@ -27,6 +27,8 @@ pub enum Algorithm {
     ReinforcePlusPlus,
     /// RAFT, best of n (arXiv:2304.06767): learn the best completion of each group.
     Raft,
+    /// Direct preference optimization (arXiv:2305.18290): learn the better completion of a pair against the worse.
+    Dpo,
     /// Supervised fine-tuning on given completions.
     Sft,
     /// Learning to predict a text, token by token.
@@ -43,10 +45,22 @@ impl Algorithm {
             Self::Remax => "remax",
             Self::ReinforcePlusPlus => "reinforce++",
             Self::Raft => "raft",
+            Self::Dpo => "dpo",
             Self::Sft => "sft",
             Self::Pretrain => "pretrain",
         }
     }
+}
+
+/// Where the pairs of `dpo` come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DpoPairs {
+    /// From the rows of the training file.
+    #[default]
+    File,
+    /// The best and the worst of the completions that the policy samples, by their rewards.
+    Sampled,
 }
 
 /// Where the first weights come from.

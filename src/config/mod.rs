@@ -22,8 +22,8 @@ mod show;
 pub use architecture::ArchitectureConfig;
 pub use diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
 pub use kinds::{
-    Algorithm, ComputeDtype, DeviceKind, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator, LossType,
-    LrSchedulerType, ModelType, OnBadRow, SaveDtype, ScaleRewards, TokenizerKind,
+    Algorithm, ComputeDtype, DeviceKind, DpoLossType, DpoPairs, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator,
+    LossType, LrSchedulerType, ModelType, OnBadRow, SaveDtype, ScaleRewards, TokenizerKind,
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
 pub use reference::reference_page;

@@ -1,6 +1,6 @@
 //! What settings amount to where they leave a choice to the algorithm or to each other.
 
-use super::kinds::{Algorithm, Init, LossType};
+use super::kinds::{Algorithm, DpoPairs, Init, LossType};
 use super::run_config::RunConfig;
 use std::path::PathBuf;
 
@@ -32,6 +32,7 @@ impl RunConfig {
         self.beta.unwrap_or(match self.algorithm {
             Algorithm::Grpo | Algorithm::ReinforcePlusPlus => 0.04,
             Algorithm::Rloo => 0.05,
+            Algorithm::Dpo => 0.1,
             Algorithm::Remax | Algorithm::Raft | Algorithm::Sft | Algorithm::Pretrain => 0.0,
         })
     }
@@ -39,13 +40,21 @@ impl RunConfig {
     /// Whether a step samples completions of its prompts.
     #[must_use]
     pub fn samples_completions(&self) -> bool {
-        !matches!(self.algorithm, Algorithm::Sft | Algorithm::Pretrain)
+        match self.algorithm {
+            Algorithm::Sft | Algorithm::Pretrain => false,
+            Algorithm::Dpo => self.dpo_pairs == DpoPairs::Sampled,
+            _ => true,
+        }
     }
 
-    /// Completions of a prompt in a step: `num_generations`, or 1 where nothing is sampled.
+    /// Completions of a prompt in a step: `num_generations`, or where nothing is sampled 1, and 2 of a pair.
     #[must_use]
     pub fn completions_per_prompt(&self) -> usize {
-        if self.samples_completions() { self.num_generations } else { 1 }
+        match self.algorithm {
+            _ if self.samples_completions() => self.num_generations,
+            Algorithm::Dpo => 2,
+            _ => 1,
+        }
     }
 
     /// Where the first weights come from: a new architecture has none that could be read.

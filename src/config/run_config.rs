@@ -7,8 +7,8 @@
 
 use super::architecture::ArchitectureConfig;
 use super::kinds::{
-    Algorithm, ComputeDtype, DeviceKind, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator, LossType,
-    LrSchedulerType, OnBadRow, SaveDtype, ScaleRewards,
+    Algorithm, ComputeDtype, DeviceKind, DpoLossType, DpoPairs, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator,
+    LossType, LrSchedulerType, OnBadRow, SaveDtype, ScaleRewards,
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -25,7 +25,8 @@ use std::path::PathBuf;
 pub struct RunConfig {
     // # Run
     /// How the model learns. From its own completions and their rewards: `grpo`, `rloo`, `remax`, `reinforce++` or
-    /// `raft`. From given completions: `sft`. To predict a text: `pretrain`.
+    /// `raft`. From pairs of a better and a worse completion: `dpo`. From given completions: `sft`. To predict a text:
+    /// `pretrain`.
     /// Default `"grpo"`: it is what this program is for.
     pub algorithm: Algorithm,
     /// Folder that receives checkpoints, metrics and the final model. One run at a time may hold it.
@@ -79,6 +80,10 @@ pub struct RunConfig {
     pub answer_column: String,
     /// Column with the completion to learn (`sft`). Default `"completion"`: as TRL.
     pub completion_column: String,
+    /// Column with the better completion of a pair (`dpo`). Default `"chosen"`: as TRL.
+    pub chosen_column: String,
+    /// Column with the worse completion of a pair (`dpo`). Default `"rejected"`: as TRL.
+    pub rejected_column: String,
     /// System message put before the messages of each prompt that has none of its own; it makes plain prompts
     /// conversational. Default none: rows are taken as they are.
     pub system_prompt: Option<String>,
@@ -99,7 +104,8 @@ pub struct RunConfig {
     pub max_prompt_length: usize,
 
     // # Rollouts
-    /// Completions sampled for each prompt (the group), 2 or more (`remax`: 1 or more). More give a better baseline and
+    /// Completions sampled for each prompt (the group), 2 or more (`remax`: 1 or more; `dpo`: of sampled
+    /// pairs). More give a better baseline and
     /// cost more time. Default `8`: as TRL.
     pub num_generations: usize,
     /// Longest completion (`pretrain`: sample), in tokens, 1 or more. Default `512`: as TRL.
@@ -133,8 +139,10 @@ pub struct RunConfig {
     pub rewards: Vec<RewardConfig>,
 
     // # Reinforcement
-    /// Weight of the KL divergence to the start model, 0 or more. 0 loads no reference model.
-    /// Default none: `0.04` (the value of the GRPO paper; TRL's is 0), `0.05` for rloo (as TRL), `0` for remax.
+    /// Weight of the KL divergence to the start model, 0 or more. 0 loads no reference model. `dpo`: factor of the
+    /// margin over the start model, above 0; the larger, the less the policy moves.
+    /// Default none: `0.04` (the value of the GRPO paper; TRL's is 0), `0.05` for rloo and `0.1` for dpo
+    /// (both as TRL), `0` for remax.
     pub beta: Option<f64>,
     /// Estimator of that KL divergence: `k1`, `k2` or `k3` of each token, or `sequence_squared`, the square of a
     /// completion's summed log-ratio. `k1` has no useful gradient, so its penalty goes into the reward.
@@ -184,6 +192,16 @@ pub struct RunConfig {
     /// Default none: the best is learned, however bad.
     pub raft_min_reward: Option<f64>,
 
+    // # DPO
+    /// Where pairs come from: from the rows of the training `file`, or `sampled`: of `num_generations` completions of a
+    /// prompt the best and the worst by their `rewards`. Default `"file"`: as TRL.
+    pub dpo_pairs: DpoPairs,
+    /// What the margin between a pair's completions is held to: `sigmoid`, `hinge` (RSO), `ipo`, or `sigmoid_norm`, the
+    /// sigmoid of means over tokens. TRL's `loss_type`. Default `"sigmoid"`: the paper's, as TRL.
+    pub dpo_loss_type: DpoLossType,
+    /// Probability that a pair is the wrong way round, 0 to below 0.5. Default `0.0`: as TRL.
+    pub label_smoothing: f64,
+
     // # SFT
     /// Learn the completion only (`true`), or the prompt too (`false`).
     /// Default `true`: the prompt is given when the model is used.
@@ -226,7 +244,8 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
 
     // # Batch and length
-    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`: rows; `pretrain`: blocks).
+    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`, and `dpo` from a
+    /// file: rows; `pretrain`: blocks).
     /// Default `8`: with the default group 64 completions.
     pub prompts_per_step: usize,
     /// Rollouts that share one optimizer step, 1 or more: it covers `prompts_per_step` times this many prompts.
@@ -361,6 +380,8 @@ impl Default for RunConfig {
             prompt_column: "prompt".to_owned(),
             answer_column: "answer".to_owned(),
             completion_column: "completion".to_owned(),
+            chosen_column: "chosen".to_owned(),
+            rejected_column: "rejected".to_owned(),
             system_prompt: None,
             chat_template: None,
             chat_template_kwargs: serde_json::Map::new(),
@@ -394,6 +415,9 @@ impl Default for RunConfig {
             top_entropy_quantile: 1.0,
             entropy_coef: 0.0,
             raft_min_reward: None,
+            dpo_pairs: DpoPairs::default(),
+            dpo_loss_type: DpoLossType::default(),
+            label_smoothing: 0.0,
             completion_only_loss: true,
             block_size: 256,
             validation_fraction: 0.1,

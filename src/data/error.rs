@@ -98,6 +98,8 @@ pub enum Fault {
     WrongType { place: String, expected: &'static str, got: &'static str },
     #[error("`{place}`: {reason}")]
     BadValue { place: String, reason: String },
+    #[error("`{chosen}` and `{rejected}` are equal: such a pair teaches nothing")]
+    EqualPair { chosen: String, rejected: String },
     #[error("the line is longer than {limit} bytes")]
     LineTooLong { limit: usize },
 }

@@ -3,7 +3,7 @@
 //! Rows that are understood (the formats of TRL's `dataset_formats.md`):
 //! `{"prompt": "text", ...}`, `{"prompt": [{"role", "content"}, ...], ...}`, `{"messages": [...], ...}` (the turns
 //! before the last assistant turn are the prompt, that turn is the column `completion`), and for supervised fine-tuning
-//! `{"prompt", "completion"}` and `{"text"}`.
+//! `{"prompt", "completion"}` and `{"text"}`, for preferences `{"prompt", "chosen", "rejected"}`.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -39,6 +39,8 @@ pub enum RowKind {
     Prompt,
     /// A prompt and a completion, or a text.
     Completion,
+    /// A prompt, a better and a worse completion.
+    Pair,
 }
 
 /// How a JSONL file is read.
@@ -48,6 +50,10 @@ pub struct JsonlConfig {
     pub prompt_column: String,
     /// The column with the completion; `Row::completion` returns it. Default: `completion`.
     pub completion_column: String,
+    /// The column with the better completion of a pair; `Row::pair` returns it. Default: `chosen`.
+    pub chosen_column: String,
+    /// The column with the worse completion of a pair. Default: `rejected`.
+    pub rejected_column: String,
     /// What to do with a bad row. Default: stop.
     pub on_bad_row: OnBadRow,
     /// What a row must have. Default: a prompt.
@@ -61,6 +67,8 @@ impl Default for JsonlConfig {
         Self {
             prompt_column: "prompt".to_string(),
             completion_column: "completion".to_string(),
+            chosen_column: "chosen".to_string(),
+            rejected_column: "rejected".to_string(),
             on_bad_row: OnBadRow::Stop,
             kind: RowKind::Prompt,
             max_line_bytes: 16 << 20,

@@ -25,10 +25,10 @@ pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Col
         let completion = match config.kind {
             RowKind::Completion => find(&config.completion_column).map(completion_text).transpose()?,
             // To a reward, a completion is a column like any other.
-            RowKind::Prompt => None,
+            RowKind::Prompt | RowKind::Pair => None,
         };
         (prompt, completion, field.name.as_str())
-    } else if let Some(field) = find("messages") {
+    } else if let (true, Some(field)) = (config.kind != RowKind::Pair, find("messages")) {
         let Value::Array(messages) = &field.value else {
             return Err(field.wrong_type("a list of messages", &field.value));
         };
@@ -44,6 +44,8 @@ pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Col
         return Err((None, missing(&config.completion_column, &fields)));
     }
 
+    let pair = if config.kind == RowKind::Pair { Some(pair_texts(&fields, config)?) } else { None };
+
     let mut columns = Columns::new();
     for field in &fields {
         match &field.value {
@@ -54,6 +56,10 @@ pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Col
     }
     if let Some(completion) = completion {
         columns.set_text("completion", completion);
+    }
+    if let Some((chosen, rejected)) = pair {
+        columns.set_text("chosen", chosen);
+        columns.set_text("rejected", rejected);
     }
     Ok((prompt, columns))
 }
@@ -192,6 +198,20 @@ fn split_messages(field: &Field<'_>, mut messages: Vec<Value>) -> Result<(Vec<Va
     let completion = messages[last].get("content").and_then(Value::as_str).map(ToString::to_string);
     messages.truncate(last);
     Ok((messages, completion))
+}
+
+/// The better and the worse completion of a pair, which differ.
+fn pair_texts(fields: &[Field<'_>], config: &JsonlConfig) -> Result<(String, String), PlacedFault> {
+    let text = |name: &str| match fields.iter().find(|field| field.name == name) {
+        Some(field) => completion_text(field),
+        None => Err((None, missing(name, fields))),
+    };
+    let (chosen, rejected) = (text(&config.chosen_column)?, text(&config.rejected_column)?);
+    if chosen == rejected {
+        let (chosen, rejected) = (config.chosen_column.clone(), config.rejected_column.clone());
+        return Err((None, Fault::EqualPair { chosen, rejected }));
+    }
+    Ok((chosen, rejected))
 }
 
 /// A completion is a string or a list of one assistant message.

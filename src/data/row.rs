@@ -26,6 +26,12 @@ impl Row {
     pub fn completion(&self) -> Option<&str> {
         self.columns.text("completion")
     }
+
+    /// The better and the worse completion of a row that was read as a pair.
+    #[must_use]
+    pub fn pair(&self) -> Option<(&str, &str)> {
+        Some((self.columns.text("chosen")?, self.columns.text("rejected")?))
+    }
 }
 
 /// The columns of a row, in the order of the file.

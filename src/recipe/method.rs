@@ -3,14 +3,17 @@
 use super::RecipeError;
 use super::parts::{LoadedModel, PromptLimit, example_config, max_steps, prepare, sampling};
 use super::start::TrainingData;
-use crate::algorithm::{AdvantageEstimator, ImportanceSamplingLevel, KlEstimator, LossType, ObjectiveConfig};
+use crate::algorithm::{
+    AdvantageEstimator, DpoConfig, ImportanceSamplingLevel, KlEstimator, LossType, ObjectiveConfig,
+};
 use crate::batch::blocks;
-use crate::config::{Algorithm, Init, RunConfig};
+use crate::config::{Algorithm, DpoPairs, Init, RunConfig};
 use crate::data::{Dataset, RowOrder};
+use crate::model::Decoder;
 use crate::reward::WeightedRewards;
 use crate::trainer::{
-    Example, Method, PolicyGradient, PolicyGradientConfig, Reference, RolloutConfig, RolloutSource, Sft, SftConfig,
-    prepare_examples,
+    Dpo, DpoStepConfig, Example, Method, Pair, PairSource, PolicyGradient, PolicyGradientConfig, Reference,
+    RolloutConfig, RolloutSource, Sft, SftConfig, prepare_examples, prepare_pairs,
 };
 use candle_core::Device;
 use std::path::Path;
@@ -30,6 +33,9 @@ pub(super) fn method(
             return Ok(supervised(settings, examples));
         }
     };
+    if settings.algorithm == Algorithm::Dpo {
+        return preferences(settings, model, data, rewards, device);
+    }
     if !settings.samples_completions() {
         return Ok(supervised(settings, examples(settings, model, &data)?));
     }
@@ -38,6 +44,56 @@ pub(super) fn method(
     let reference = reference(settings, model, device)?;
     let method = PolicyGradient { config: policy_gradient_config(settings), source, reference };
     Ok((Method::PolicyGradient(Box::new(method)), max_steps))
+}
+
+/// Learning of pairs, and its optimizer steps.
+fn preferences(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    data: Dataset,
+    rewards: WeightedRewards,
+    device: &Device,
+) -> Result<(Method, u64), RecipeError> {
+    let (source, num_rows) = match settings.dpo_pairs {
+        DpoPairs::File => {
+            let pairs = pairs(settings, model, &data)?;
+            let (order, num_rows) = (RowOrder::new(settings.seed, pairs.len(), settings.shuffle), pairs.len());
+            (PairSource::Given { pairs, order }, num_rows)
+        }
+        DpoPairs::Sampled => {
+            let source = source(settings, model, data, rewards)?;
+            let num_rows = source.prompts.len();
+            (PairSource::Sampled(source), num_rows)
+        }
+    };
+    let objective = DpoConfig {
+        loss_type: settings.dpo_loss_type,
+        beta: settings.resolved_beta(),
+        label_smoothing: settings.label_smoothing,
+    };
+    let config = DpoStepConfig {
+        prompts_per_step: settings.prompts_per_optimizer_step(),
+        objective,
+        max_tokens_per_micro_batch: settings.max_tokens_per_micro_batch,
+        log_completions: settings.log_completions,
+    };
+    // Margins are those over the start model, which therefore never moves.
+    let reference = Reference::new(start_model(settings, model, device)?, None);
+    Ok((Method::Dpo(Box::new(Dpo { config, source, reference })), max_steps(settings, num_rows)))
+}
+
+/// The rows of the training file as pairs; there is one at least.
+pub(super) fn pairs(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Pair>, RecipeError> {
+    let path = Path::new(&settings.train_file);
+    let limits = example_config(settings, model);
+    let (pairs, left_out) = prepare_pairs(path, &data.rows, &model.renderer(settings), limits)?;
+    if pairs.is_empty() {
+        return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
+    }
+    if left_out > 0 {
+        tracing::warn!("{}: {left_out} pairs are empty, too long or of equal tokens and were left out", path.display());
+    }
+    Ok(pairs)
 }
 
 /// The rows of the training file as tokens to learn.
@@ -156,9 +212,13 @@ fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Resu
     if settings.resolved_beta() <= 0.0 {
         return Ok(None);
     }
-    let decoder = match settings.resolved_init() {
-        Init::Pretrained => model.decoder(device, false)?.0,
-        Init::Random => model.random_decoder(settings.seed, device, false)?,
-    };
-    Ok(Some(Reference::new(decoder, None)))
+    Ok(Some(Reference::new(start_model(settings, model, device)?, None)))
+}
+
+/// The model that the run starts from, without gradients.
+fn start_model(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Decoder, RecipeError> {
+    match settings.resolved_init() {
+        Init::Pretrained => Ok(model.decoder(device, false)?.0),
+        Init::Random => model.random_decoder(settings.seed, device, false),
+    }
 }

@@ -1,7 +1,7 @@
 //! The parts that training, evaluation and generation have in common.
 
 use super::RecipeError;
-use crate::config::{ComputeDtype, EvalGrader, RunConfig};
+use crate::config::{Algorithm, ComputeDtype, EvalGrader, RunConfig};
 use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
@@ -118,6 +118,8 @@ pub(super) fn load_data(path: &Path, settings: &RunConfig, kind: RowKind) -> Res
     let config = JsonlConfig {
         prompt_column: settings.prompt_column.clone(),
         completion_column: settings.completion_column.clone(),
+        chosen_column: settings.chosen_column.clone(),
+        rejected_column: settings.rejected_column.clone(),
         on_bad_row: settings.on_bad_row,
         kind,
         ..JsonlConfig::default()
@@ -192,7 +194,8 @@ pub(super) fn prepare(
 pub(super) fn max_steps(settings: &RunConfig, rows: usize) -> u64 {
     let rounds = settings.num_train_epochs * rows as f64 / settings.prompts_per_optimizer_step() as f64;
     // One round of rollouts is `num_iterations` optimizer steps. The conversion of a float saturates.
-    let repeats = if settings.samples_completions() { settings.num_iterations as u64 } else { 1 };
+    let uses_again = settings.samples_completions() && settings.algorithm != Algorithm::Dpo;
+    let repeats = if uses_again { settings.num_iterations as u64 } else { 1 };
     settings.max_steps.unwrap_or_else(|| (rounds.ceil() as u64).max(1).saturating_mul(repeats))
 }
 

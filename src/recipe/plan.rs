@@ -2,6 +2,7 @@
 
 use super::RecipeError;
 use super::evaluator::evaluator;
+use super::method::pairs;
 use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare};
 use super::start::{Start, TrainingData};
 use crate::batch::blocks;
@@ -30,7 +31,7 @@ pub struct Plan {
     pub rows: usize,
     /// Prompts, or blocks, of an optimizer step.
     pub prompts_per_step: usize,
-    /// Completions of a prompt; 1 for supervised fine-tuning.
+    /// Completions of a prompt; 1 for supervised fine-tuning, 2 for pairs of a file.
     pub num_generations: usize,
     /// Completions of an optimizer step.
     pub completions_per_step: usize,
@@ -100,6 +101,12 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
             (prompts.len(), prompts[0].text.clone(), prompts[0].ids.clone(), longest)
         }
+        TrainingData::Rows(data) if settings.algorithm == Algorithm::Dpo => {
+            let pairs = pairs(settings, &model, &data)?;
+            let longest = pairs.iter().map(|pair| pair.prompt_ids.len()).max().unwrap_or(0);
+            let first = &pairs[0].prompt_ids;
+            (pairs.len(), model.tokenizer.decode_with_special(first)?, first.clone(), longest)
+        }
         TrainingData::Rows(data) => first_example(settings, &model, path, &data)?,
     };
     let num_generations = settings.completions_per_prompt();
@@ -109,7 +116,9 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         Algorithm::Pretrain => settings.block_size - 1,
         _ => settings.max_completion_length.min(model.config.max_position_embeddings),
     };
-    let max_tokens_per_step = prompts_per_step * (longest_prompt + num_generations * longest_completion);
+    // A pair is all that is learned of a group.
+    let num_learned = if settings.algorithm == Algorithm::Dpo { 2 } else { num_generations };
+    let max_tokens_per_step = prompts_per_step * (longest_prompt + num_learned * longest_completion);
     let budget = settings.max_tokens_per_micro_batch;
     Ok(Plan {
         algorithm: settings.algorithm.name(),

@@ -4,7 +4,7 @@ use super::RecipeError;
 use super::base::BaseFolder;
 use super::corpus::Corpus;
 use super::parts::{LoadedModel, load_data, load_model};
-use crate::config::{Algorithm, RunConfig, TokenizerKind};
+use crate::config::{Algorithm, DpoPairs, RunConfig, TokenizerKind};
 use crate::data::{Dataset, RowKind, TextFile, load_text};
 use crate::text::Prompt;
 use std::path::Path;
@@ -74,6 +74,7 @@ fn read(settings: &RunConfig) -> Result<File, RecipeError> {
     Ok(match settings.algorithm {
         Algorithm::Sft => File::Rows(load_data(path, settings, RowKind::Completion)?),
         Algorithm::Pretrain => File::Text(load_text(path)?),
+        Algorithm::Dpo if settings.dpo_pairs == DpoPairs::File => File::Rows(load_data(path, settings, RowKind::Pair)?),
         _ => File::Rows(load_data(path, settings, RowKind::Prompt)?),
     })
 }

@@ -1,9 +1,10 @@
 //! The training loop and what belongs to it.
 //!
-//! [`run`] is the loop: step, log, evaluate, save, stop. [`policy_gradient`] and [`sft`] are the steps; [`policy`] is
+//! [`run`] is the loop: step, log, evaluate, save, stop. [`policy_gradient`], [`dpo`] and [`sft`] are the steps; [`policy`] is
 //! the model they train. A step changes nothing before its update: interrupted anywhere, it is redone from its start.
 
 mod compare;
+pub mod dpo;
 mod error;
 pub mod phase;
 pub mod policy;
@@ -17,6 +18,7 @@ mod save;
 pub mod sft;
 pub mod stop;
 
+pub use dpo::{Dpo, DpoStepConfig, Pair, PairSource, prepare_pairs};
 pub use error::TrainError;
 pub use policy::{Policy, PolicyConfig, TokenGrads};
 pub use policy_gradient::{PolicyGradient, PolicyGradientConfig};

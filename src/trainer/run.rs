@@ -4,7 +4,7 @@
 use super::phase::Phase;
 use super::save::{ModelWriter, Snapshot};
 use super::stop::StopSignal;
-use super::{LoggedCompletion, Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
+use super::{Dpo, LoggedCompletion, Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
 use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
 use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 pub enum Method {
     /// Sample, score, reinforce.
     PolicyGradient(Box<PolicyGradient>),
+    /// Prefer one completion to another.
+    Dpo(Box<Dpo>),
     /// Learn given completions.
     Sft(Sft),
 }
@@ -29,6 +31,7 @@ impl Method {
     pub fn reference(&self) -> Option<&Reference> {
         match self {
             Self::PolicyGradient(method) => method.reference.as_ref(),
+            Self::Dpo(method) => Some(&method.reference),
             Self::Sft(_) => None,
         }
     }
@@ -37,6 +40,7 @@ impl Method {
     pub fn reference_mut(&mut self) -> Option<&mut Reference> {
         match self {
             Self::PolicyGradient(method) => method.reference.as_mut(),
+            Self::Dpo(method) => Some(&mut method.reference),
             Self::Sft(_) => None,
         }
     }
@@ -44,6 +48,7 @@ impl Method {
     fn step(&mut self, policy: &mut Policy, at: &StepContext<'_>) -> Result<StepOutput, TrainError> {
         match self {
             Self::PolicyGradient(method) => method.step(policy, at),
+            Self::Dpo(method) => method.step(policy, at),
             Self::Sft(method) => method.step(policy, at),
         }
     }

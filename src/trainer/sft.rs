@@ -54,6 +54,15 @@ pub struct ExampleConfig {
     pub completion_only_loss: bool,
 }
 
+impl ExampleConfig {
+    /// Whether an example of so many tokens is within the limits.
+    pub(super) fn fits(&self, prompt: usize, completion: usize) -> bool {
+        prompt <= self.max_prompt_length
+            && completion <= self.max_completion_length
+            && prompt + completion <= self.max_length
+    }
+}
+
 /// Renders and tokenises rows of the file `path`; returns the examples and how many rows were left out as too long or empty.
 ///
 /// # Errors
@@ -70,9 +79,7 @@ pub fn prepare_examples(
         let at_row = |error| TrainError::Row { path: path.to_owned(), line: row.line, source: Box::new(error) };
         let completion = row.completion().unwrap_or_default();
         let (prompt, completion_ids) = renderer.render_pair(&row.prompt, completion).map_err(at_row)?;
-        let fits = prompt.ids.len() <= config.max_prompt_length
-            && completion_ids.len() <= config.max_completion_length
-            && prompt.ids.len() + completion_ids.len() <= config.max_length;
+        let fits = config.fits(prompt.ids.len(), completion_ids.len());
         let mut example = Example { prompt_ids: prompt.ids, completion_ids };
         if !config.completion_only_loss || example.prompt_ids.is_empty() {
             // Something must stand before the first token that is predicted.
