@@ -34,11 +34,10 @@ lr_scheduler_type = "constant"
 shuffle = false
 save_steps = 0
 logging_steps = 1000
-log_completions = 0
 """
     if job["kind"] == "train":
         return text
-    text += f"num_generations = {job['group']}\nmax_completion_length = {job['completion']}\n"
+    text += f"num_generations = {job['group']}\nmax_completion_length = {job['completion']}\nlog_completions = 0\n"
     return text + (STEP if job["kind"] == "step" else DECODE)
 
 

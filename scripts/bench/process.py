@@ -70,6 +70,6 @@ def run(command, cores):
         output.seek(0)
         messages.seek(0)
         if process.returncode != 0:
-            last = messages.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise NotMeasured(f"{Path(command[0]).name} ended with {process.returncode}: {' '.join(last)}")
+            text = " ".join(messages.read().decode(errors="replace").split())
+            raise NotMeasured(f"{Path(command[0]).name} ended with {process.returncode}: ...{text[-300:]}")
         return Finished(output.read().decode(), secs, used.ru_maxrss * 1024, max(others, 0.0))
