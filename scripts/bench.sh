@@ -14,17 +14,21 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-python=${PEER_PYTHON:-}
-if [ -z "$python" ]; then
-    venv=output/bench/venv
-    python=$venv/bin/python
-    # The marker is written last: an installation that was stopped is done again.
-    if [ ! -f "$venv/complete" ]; then
-        python3 -m venv "$venv"
-        "$python" -m pip install --quiet torch==2.15.0 transformers==5.23.0 trl==1.16.0 datasets==5.2.0 \
-            accelerate==1.15.0
-        touch "$venv/complete"
-    fi
-fi
-cargo build --release --locked --quiet --bin candlewick
-exec "$python" -B scripts/bench/main.py --binary "${CARGO_TARGET_DIR:-target}/release/candlewick" --python "$python" "$@"
+venv=output/bench/venv
+python=${PEER_PYTHON:-$venv/bin/python}
+# Installs the peer. The marker is written last: an installation that was stopped is done again.
+install() {
+    [ -z "${PEER_PYTHON:-}" ] && [ ! -f "$venv/complete" ] || return 0
+    python3 -m venv "$venv"
+    "$python" -m pip install --quiet torch==2.15.0 transformers==5.23.0 trl==1.16.0 datasets==5.2.0 accelerate==1.15.0
+    touch "$venv/complete"
+}
+
+case " $* " in
+    *" --help "* | *" -h "* | *" --readme "*) ;; # Nothing is run.
+    *)
+        install
+        cargo build --release --locked --quiet --bin candlewick
+        ;;
+esac
+exec python3 -B scripts/bench/main.py --binary "${CARGO_TARGET_DIR:-target}/release/candlewick" --python "$python" "$@"

@@ -63,7 +63,7 @@ def loss_memory(setup):
     beyond = []
     for name in ("vocab-4096", "vocab-151936"):
         model = setup.models / name
-        job = {"kind": "train", "model": model, "data": model / "texts.jsonl", "prompts": 16, "warmup": 0, "steps": 2}
+        job = {"kind": "train", "model": model, "data": model / "texts.jsonl", "prompts": 16, "warmup": 0, "steps": 1}
         finished, _ = ours.measure(setup.binary, job | {"completion": None}, 1, setup.work)
         parameters = json.loads((model / "size.json").read_text())["parameters"]
         beyond.append(finished.peak_bytes - 4 * 4 * parameters)

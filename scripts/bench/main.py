@@ -44,7 +44,8 @@ def measure_rows(setup, names, cores, quick):
 def main():
     parser = argparse.ArgumentParser(prog="scripts/bench.sh", allow_abbrev=False)
     names = [row.name for row in ROWS]
-    parser.add_argument("--rows", nargs="+", choices=names, default=[], help="only these rows, and no checks")
+    only = f"only these rows, and no checks: {', '.join(names)}"
+    parser.add_argument("--rows", nargs="+", choices=names, default=[], metavar="NAME", help=only)
     parser.add_argument("--cores", type=int, choices=(1, 2), help="on so many cores (default: both)")
     parser.add_argument("--quick", action="store_true", help="one short turn of each program: for a trial only")
     parser.add_argument("--scaling", action="store_true", help="how the time grows; writes docs/scaling.md")
