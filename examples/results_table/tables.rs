@@ -162,7 +162,7 @@ fn shouting(results: &[&RunResult]) -> String {
 }
 
 /// Accuracy after so many completions, the mean over the seeds: a column an algorithm. Each value is that of the last
-/// evaluation up to there; it is missing where there was none since the line above.
+/// evaluation up to there; it is missing where there was none since the line above, and so is a line without a value.
 fn curve(results: &[&RunResult]) -> String {
     let mut by_row: BTreeMap<usize, Vec<&RunResult>> = BTreeMap::new();
     for result in results {
@@ -172,7 +172,7 @@ fn curve(results: &[&RunResult]) -> String {
     let budgets = budgets(results);
     let mut heads = vec!["completions".to_owned()];
     heads.extend(by_row.values().map(|runs| short(&runs[0].row)));
-    let lines = budgets.iter().enumerate().map(|(i, &budget)| {
+    let lines = budgets.iter().enumerate().filter_map(|(i, &budget)| {
         let before = i.checked_sub(1).map(|i| budgets[i]);
         let mut cells = vec![count(budget)];
         cells.extend(by_row.values().map(|runs| {
@@ -184,7 +184,7 @@ fn curve(results: &[&RunResult]) -> String {
                 "-".to_owned()
             }
         }));
-        cells
+        cells[1..].iter().any(|cell| cell != "-").then_some(cells)
     });
     let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
     markdown(&heads, lines)
