@@ -118,6 +118,11 @@ const WRONG: &[(&str, &str)] = &[
         "algorithm = \"rloo\"\nloss_type = \"grpo\"\nkl_estimator = \"k1\"\nscale_rewards = \"none\"\n\
       importance_sampling_level = \"token\"\ndelta = 2.0\ngamma = 0.9\ntop_entropy_quantile = 0.5\n",
     ),
+    ("no_groups", "algorithm = \"remax\"\ndynamic_sampling = true\n"),
+    ("no_dynamic_sampling", "max_sampling_rounds = 3\nref_model_sync_steps = 5\nref_model_mixup_alpha = 0.5\n"),
+    ("sampling_ranges", "dynamic_sampling = true\nmax_sampling_rounds = 0\n"),
+    ("sync_ranges", "sync_ref_model = true\nref_model_mixup_alpha = 1.5\nref_model_sync_steps = 0\n"),
+    ("sync_without_reference", "beta = 0\nsync_ref_model = true\nkl_estimator = \"k2\"\n"),
     ("no_effect_remax", "algorithm = \"remax\"\nscale_rewards = \"none\"\n"),
     ("no_effect_raft", "algorithm = \"raft\"\nbeta = 0.1\nepsilon = 0.1\nentropy_coef = 0.1\nraft_min_reward = inf\n"),
     (
@@ -376,12 +381,17 @@ fn errors_are_found_within_50_ms() {
 
 #[test]
 fn every_recipe_of_the_repository_loads() {
-    let recipes: Vec<PathBuf> = std::fs::read_dir("configs")
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
-        .collect();
-    assert!(recipes.len() >= 4);
+    let (mut folders, mut recipes) = (vec![PathBuf::from("configs")], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "toml") {
+                recipes.push(path);
+            }
+        }
+    }
+    assert!(recipes.len() >= 14);
     for path in recipes {
         if let Err(error) = Layers::from_files([&path]).resolve() {
             panic!("{error}");

@@ -87,6 +87,7 @@ impl Run {
         let prompts: Vec<PreparedPrompt> = (0..12).map(prompt).collect();
         let config = PolicyGradientConfig {
             prompts_per_step: 4,
+            max_sampling_rounds: None,
             num_iterations: options.num_iterations,
             estimator: AdvantageEstimator::Group(ScaleRewards::Group),
             objective: ObjectiveConfig {

@@ -105,14 +105,12 @@ pub fn pack_whole(groups: &[Group<'_>], max_tokens: usize) -> Vec<MicroBatch> {
     let mut batches: Vec<MicroBatch> = Vec::new();
     for group in groups {
         let all = 0..group.completions.len();
-        let fits = |batch: &&mut MicroBatch| batch.tokens.ids.len() + group.num_tokens(all.clone()) <= max_tokens;
-        match batches.last_mut().filter(fits) {
-            Some(batch) => batch.push(group, all.clone()),
-            None => {
-                let mut batch = MicroBatch::default();
-                batch.push(group, all.clone());
-                batches.push(batch);
-            }
+        let num_tokens = group.num_tokens(all.clone());
+        if batches.last().is_none_or(|batch| batch.tokens.ids.len() + num_tokens > max_tokens) {
+            batches.push(MicroBatch::default());
+        }
+        if let Some(batch) = batches.last_mut() {
+            batch.push(group, all);
         }
     }
     batches

@@ -12,6 +12,11 @@ pub(super) fn contradictions(config: &RunConfig) -> Vec<Problem> {
     if has_effect("epsilon_high") {
         found.extend(clip_bounds(config));
     }
+    if has_effect("sync_ref_model") && config.sync_ref_model && config.resolved_beta() == 0.0 {
+        let message = "`sync_ref_model` needs `beta` above 0: there is no reference model that could follow the policy";
+        let help = "set beta, 0.04 say, or leave sync_ref_model out";
+        found.push(Problem::new(&["sync_ref_model", "beta"], message).help(help));
+    }
     if has_effect("loss_type")
         && matches!(config.loss_type, LossType::Cispo | LossType::Sapo)
         && config.importance_sampling_level == ImportanceSamplingLevel::None
@@ -28,7 +33,7 @@ fn group_of_one(config: &RunConfig) -> Option<Problem> {
     let reason = match config.algorithm {
         _ if config.num_generations != 1 => return None,
         Algorithm::Grpo | Algorithm::Rloo | Algorithm::ReinforcePlusPlus => {
-            "rewards are compared within a group: a group of one teaches nothing"
+            "rewards are compared within a group: a group of one teaches nothing; `remax` compares with a greedy completion"
         }
         Algorithm::Raft => "the best completion of a group is learned: a group of one has no worse one",
         Algorithm::Dpo if config.samples_completions() => {

@@ -181,7 +181,7 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
     use Range::{Counts, Decay, Finite, Inside, Minority, NotNegative, Positive, Share, Unit};
     let c = config;
     let count = |n: usize| Some(n as f64);
-    let ranges: [(&'static str, Option<f64>, Range); 36] = [
+    let ranges: [(&'static str, Option<f64>, Range); 39] = [
         ("threads", c.threads.and_then(count), Counts),
         ("max_prompt_length", count(c.max_prompt_length), Counts),
         ("num_generations", count(c.num_generations), Counts),
@@ -191,6 +191,9 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
         ("min_p", c.min_p, Unit),
         ("repetition_penalty", Some(c.repetition_penalty), Positive),
         ("beta", c.beta, NotNegative),
+        ("ref_model_mixup_alpha", Some(c.ref_model_mixup_alpha), Share),
+        ("ref_model_sync_steps", Some(c.ref_model_sync_steps as f64), Counts),
+        ("max_sampling_rounds", count(c.max_sampling_rounds), Counts),
         ("num_iterations", count(c.num_iterations), Counts),
         ("epsilon", Some(c.epsilon), Inside),
         ("epsilon_high", c.epsilon_high, Positive),
@@ -229,7 +232,9 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
 fn contradictions(config: &RunConfig) -> Vec<Problem> {
     let c = config;
     let mut found = Vec::new();
-    if c.prompts_per_optimizer_step().saturating_mul(c.completions_per_prompt()) > MAX_COMPLETIONS {
+    let rounds = if c.dynamic_sampling { c.max_sampling_rounds } else { 1 };
+    let completions = c.prompts_per_optimizer_step().saturating_mul(c.completions_per_prompt());
+    if completions.saturating_mul(rounds) > MAX_COMPLETIONS {
         let message = format!("an optimizer step would have more than {MAX_COMPLETIONS} completions");
         let help = "they are prompts_per_step x gradient_accumulation_steps x num_generations";
         let keys = ["prompts_per_step", "num_generations", "gradient_accumulation_steps"];

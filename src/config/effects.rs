@@ -18,6 +18,9 @@ const CLIPPED: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus];
 /// Those that hold the policy to a reference.
 const HELD: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Dpo];
 
+/// Those that compare the completions of a prompt with each other.
+const GROUPED: &[Algorithm] = &[Grpo, Rloo, ReinforcePlusPlus];
+
 /// Those that sample at all, be it to show what was learned.
 const WRITING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Pretrain];
 /// Those that learn from rows: all but the one that learns a text.
@@ -73,6 +76,18 @@ const IS_K3: Condition = Condition {
     holds: |c| c.kl_estimator == KlEstimator::K3,
     otherwise: "without `kl_estimator = \"k3\"`",
 };
+const HAS_KL: Condition = Condition {
+    key: "beta",
+    holds: |c| c.resolved_beta() > 0.0,
+    otherwise: "where `beta` is 0: there is no KL divergence",
+};
+const IS_SYNCED: Condition =
+    Condition { key: "sync_ref_model", holds: |c| c.sync_ref_model, otherwise: "without `sync_ref_model = true`" };
+const IS_DYNAMIC: Condition = Condition {
+    key: "dynamic_sampling",
+    holds: |c| c.dynamic_sampling,
+    otherwise: "without `dynamic_sampling = true`",
+};
 const HAS_WEIGHTS: Condition = Condition {
     key: "architecture",
     holds: |c| c.architecture.is_none(),
@@ -125,9 +140,14 @@ const EFFECTS: &[Effect] = &[
     of("log_completions", SAMPLING).only(&[SAMPLES]),
     of("num_iterations", REINFORCED),
     of("mask_truncated_completions", REINFORCED),
+    of("dynamic_sampling", GROUPED),
+    of("max_sampling_rounds", GROUPED).only(&[IS_DYNAMIC]),
     of("beta", HELD),
-    of("kl_estimator", FREE),
-    of("use_bias_correction_kl", FREE).only(&[HAS_RATIO, IS_K3]),
+    of("kl_estimator", FREE).only(&[HAS_KL]),
+    of("use_bias_correction_kl", FREE).only(&[HAS_KL, HAS_RATIO, IS_K3]),
+    of("sync_ref_model", CLIPPED),
+    of("ref_model_mixup_alpha", CLIPPED).only(&[IS_SYNCED]),
+    of("ref_model_sync_steps", CLIPPED).only(&[IS_SYNCED]),
     of("importance_sampling_level", FREE),
     of("epsilon", CLIPPED).only(&[HAS_RATIO, IS_NOT_SAPO, IS_NOT_CISPO]),
     of("epsilon_high", CLIPPED).only(&[HAS_RATIO, IS_NOT_SAPO]),
@@ -194,6 +214,137 @@ mod tests {
             assert!(is_setting(effect.key), "{}", effect.key);
             assert!(effect.conditions.iter().all(|condition| is_setting(condition.key)), "{}", effect.key);
             assert!(EFFECTS[..index].iter().all(|other| other.key != effect.key), "{} twice", effect.key);
+        }
+    }
+
+    /// Every setting, and the algorithms that read it in a configuration that says nothing else but what it depends on.
+    const READ_BY: &[(&[Algorithm], &[&str])] = &[
+        (
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft, Pretrain],
+            &[
+                "algorithm",
+                "output_dir",
+                "resume",
+                "seed",
+                "device",
+                "dtype",
+                "threads",
+                "offline",
+                "model",
+                "revision",
+                "init",
+                "save_dtype",
+                "architecture",
+                "train_file",
+                "shuffle",
+                "max_completion_length",
+                "stop",
+                "rollout_slots",
+                "learning_rate",
+                "lr_scheduler_type",
+                "warmup_steps",
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "weight_decay",
+                "max_grad_norm",
+                "prompts_per_step",
+                "gradient_accumulation_steps",
+                "max_tokens_per_micro_batch",
+                "gradient_checkpointing",
+                "num_train_epochs",
+                "max_steps",
+                "eval_steps",
+                "eval_on_start",
+                "logging_steps",
+                "save_steps",
+                "save_total_limit",
+                "report_to",
+                "project",
+                "run_name",
+            ],
+        ),
+        (
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft],
+            &[
+                "eval_file",
+                "eval_grader",
+                "eval_max_rows",
+                "prompt_column",
+                "answer_column",
+                "system_prompt",
+                "chat_template",
+                "chat_template_kwargs",
+                "on_bad_row",
+                "max_prompt_length",
+                "rewards",
+            ],
+        ),
+        (
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Pretrain],
+            &["temperature", "top_p", "top_k", "min_p", "repetition_penalty"],
+        ),
+        (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo], &["num_generations", "log_completions"]),
+        (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft], &["num_iterations", "mask_truncated_completions"]),
+        (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Dpo], &["beta"]),
+        (&[Dpo], &["dpo_pairs", "dpo_loss_type", "label_smoothing", "chosen_column", "rejected_column"]),
+        (
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus],
+            &[
+                "epsilon",
+                "epsilon_high",
+                "entropy_coef",
+                "sync_ref_model",
+                "ref_model_mixup_alpha",
+                "ref_model_sync_steps",
+            ],
+        ),
+        (
+            &[Grpo, Remax, ReinforcePlusPlus],
+            &[
+                "kl_estimator",
+                "use_bias_correction_kl",
+                "importance_sampling_level",
+                "loss_type",
+                "delta",
+                "gamma",
+                "sapo_temperature_pos",
+                "sapo_temperature_neg",
+                "top_entropy_quantile",
+            ],
+        ),
+        (&[Grpo, Rloo, ReinforcePlusPlus], &["dynamic_sampling", "max_sampling_rounds"]),
+        (&[Grpo], &["scale_rewards"]),
+        (&[Raft], &["raft_min_reward"]),
+        (&[Sft], &["completion_column", "completion_only_loss"]),
+        (&[Pretrain], &["block_size", "validation_fraction", "num_samples", "sample_prompt"]),
+    ];
+
+    #[test]
+    fn every_setting_says_which_algorithms_read_it() {
+        for field in RUN_FIELDS.iter() {
+            let mut rows = READ_BY.iter().filter(|(_, keys)| keys.contains(&field.name.as_str()));
+            let (readers, _) = rows.next().unwrap_or_else(|| panic!("{} is not in the table", field.name));
+            assert!(rows.next().is_none(), "{} twice", field.name);
+            for algorithm in [Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft, Pretrain] {
+                // What settings depend on is as they need it.
+                let config = RunConfig {
+                    algorithm,
+                    dpo_pairs: if matches!(field.name.as_str(), "chosen_column" | "rejected_column") {
+                        DpoPairs::File
+                    } else {
+                        DpoPairs::Sampled
+                    },
+                    eval_file: Some("e".into()),
+                    beta: Some(0.04),
+                    sync_ref_model: true,
+                    dynamic_sampling: true,
+                    loss_type: if field.name.starts_with("sapo") { LossType::Sapo } else { LossType::Dapo },
+                    ..RunConfig::default()
+                };
+                let is_read = no_effect(&config, &field.name).is_none();
+                assert_eq!(is_read, readers.contains(&algorithm), "{} with {}", field.name, algorithm.name());
+            }
         }
     }
 }

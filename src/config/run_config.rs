@@ -151,6 +151,14 @@ pub struct RunConfig {
     /// Multiply `k3` by the probability ratio and differentiate that too: an unbiased penalty where rollouts are used
     /// more than once. Default `false`: as TRL.
     pub use_bias_correction_kl: bool,
+    /// Let the model that the KL divergence is measured to follow the policy (TR-DPO, arXiv:2404.09656 eq. 3): every
+    /// `ref_model_sync_steps` steps it becomes (1 - `ref_model_mixup_alpha`) times itself plus `ref_model_mixup_alpha`
+    /// times the policy. Needs `beta` above 0. Default `false`: it stays the start model, as TRL.
+    pub sync_ref_model: bool,
+    /// Share of the policy in that mixture, above 0 to 1. Default `0.6`: as TRL.
+    pub ref_model_mixup_alpha: f64,
+    /// Optimizer steps between two such mixtures, 1 or more. Default `512`: as TRL.
+    pub ref_model_sync_steps: u64,
     /// Passes over the rollouts of a step, 1 or more. Default `1`: on-policy, as TRL.
     pub num_iterations: usize,
     /// What the probability ratio between the policy and the one that sampled is taken of: of each `token`, of the
@@ -179,6 +187,13 @@ pub struct RunConfig {
     /// Leave completions that hit the length limit out of the loss; their reward still counts in the baseline.
     /// Default `false`: as TRL.
     pub mask_truncated_completions: bool,
+    /// Learn only from prompts whose completions have different rewards (DAPO, arXiv:2503.14476 section 3.2): others
+    /// teach nothing, so further prompts are drawn in their place. The metrics of rewards and completions count every
+    /// prompt drawn. Default `false`: as TRL; sampling takes longer with it.
+    pub dynamic_sampling: bool,
+    /// Rounds in which `dynamic_sampling` draws prompts for one step, 1 or more, each at most `prompts_per_step`. A step
+    /// that finds too few learns from those it has. Default `5`: enough where one prompt in five is of use.
+    pub max_sampling_rounds: usize,
     /// Discount of the advantage by the tokens that follow: token t of n gets gamma^(n-1-t). Above 0 to 1.
     /// Default `1.0`: no discount.
     pub gamma: f64,
@@ -401,6 +416,9 @@ impl Default for RunConfig {
             beta: None,
             kl_estimator: KlEstimator::default(),
             use_bias_correction_kl: false,
+            sync_ref_model: false,
+            ref_model_mixup_alpha: 0.6,
+            ref_model_sync_steps: 512,
             num_iterations: 1,
             importance_sampling_level: ImportanceSamplingLevel::default(),
             epsilon: 0.2,
@@ -411,6 +429,8 @@ impl Default for RunConfig {
             sapo_temperature_neg: 1.05,
             scale_rewards: ScaleRewards::default(),
             mask_truncated_completions: false,
+            dynamic_sampling: false,
+            max_sampling_rounds: 5,
             gamma: 1.0,
             top_entropy_quantile: 1.0,
             entropy_coef: 0.0,

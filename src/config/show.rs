@@ -45,7 +45,7 @@ impl Resolved {
                     format!("# beta = {beta}  # default of {algorithm}")
                 }
                 (Value::Null, "epsilon_high") => {
-                    format!("# epsilon_high = {}  # default: epsilon", self.config.epsilon)
+                    format!("# epsilon_high = {}  # default", self.config.resolved_epsilon_high())
                 }
                 (Value::Null, _) => format!("# {key}  # not set"),
                 (value, _) => match unread {

@@ -34,7 +34,7 @@ pub fn load_text(path: &Path) -> Result<TextFile, DataError> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let offset = error.utf8_error().valid_up_to();
         let bytes = error.as_bytes();
-        let line = bytes[..offset].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = bytes[..offset].split(|byte| *byte == b'\n').count();
         DataError::Utf8 { path: path.to_owned(), line, offset, byte: bytes[offset] }
     })?;
     let text = text.strip_prefix('\u{FEFF}').map(str::to_owned).unwrap_or(text);

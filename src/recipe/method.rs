@@ -13,7 +13,7 @@ use crate::model::Decoder;
 use crate::reward::WeightedRewards;
 use crate::trainer::{
     Dpo, DpoStepConfig, Example, Method, Pair, PairSource, PolicyGradient, PolicyGradientConfig, Reference,
-    RolloutConfig, RolloutSource, Sft, SftConfig, prepare_examples, prepare_pairs,
+    ReferenceSync, RolloutConfig, RolloutSource, Sft, SftConfig, prepare_examples, prepare_pairs,
 };
 use candle_core::Device;
 use std::path::Path;
@@ -150,6 +150,7 @@ fn source(
 fn policy_gradient_config(settings: &RunConfig) -> PolicyGradientConfig {
     PolicyGradientConfig {
         prompts_per_step: settings.prompts_per_optimizer_step(),
+        max_sampling_rounds: settings.dynamic_sampling.then_some(settings.max_sampling_rounds),
         num_iterations: settings.num_iterations.max(1) as u64,
         estimator: estimator(settings),
         objective: objective(settings),
@@ -207,12 +208,13 @@ fn objective(settings: &RunConfig) -> ObjectiveConfig {
     }
 }
 
-/// The frozen start model; none where beta is 0.
+/// The start model, frozen but for the steps with which it may follow the policy; none where beta is 0.
 fn reference(settings: &RunConfig, model: &LoadedModel, device: &Device) -> Result<Option<Reference>, RecipeError> {
     if settings.resolved_beta() <= 0.0 {
         return Ok(None);
     }
-    Ok(Some(Reference::new(start_model(settings, model, device)?, None)))
+    let sync = ReferenceSync { alpha: settings.ref_model_mixup_alpha, steps: settings.ref_model_sync_steps };
+    Ok(Some(Reference::new(start_model(settings, model, device)?, settings.sync_ref_model.then_some(sync))))
 }
 
 /// The model that the run starts from, without gradients.

@@ -292,16 +292,15 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
         Some(file) => file_name(file),
         None => format!("the end of {}", file_name(&settings.train_file)),
     };
-    let measured: [(&str, fn(&EvalFigures) -> Option<f64>); 2] =
-        [("accuracy", |figures| figures.accuracy), ("perplexity", EvalFigures::perplexity)];
-    let results = measured.into_iter().filter_map(|(metric, value)| {
+    let result = |metric: &str, value: fn(&EvalFigures) -> Option<f64>| {
         Some(CardResult {
             metric: metric.to_owned(),
             dataset: dataset.clone(),
             before: state.before.as_ref().and_then(value),
             after: after.as_ref().and_then(value)?,
         })
-    });
+    };
+    let measured = [result("accuracy", |figures| figures.accuracy), result("perplexity", EvalFigures::perplexity)];
     model_card(&CardFacts {
         model_name: file_name(&settings.output_dir.to_string_lossy()),
         base_model: model.resolved.repo.clone(),
@@ -311,7 +310,7 @@ fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after:
         is_chat: model.template.is_some(),
         steps: state.step,
         settings: key_settings,
-        results: results.collect(),
+        results: measured.into_iter().flatten().collect(),
         versions: vec![("candlewick".into(), env!("CARGO_PKG_VERSION").into())],
     })
 }

@@ -10,10 +10,11 @@ use crate::error::{Diagnose, Exit};
 pub enum RewardError {
     #[error("{}:{line}: the reward `{reward}` cannot use this row: {reason}", path.display())]
     BadRow { path: PathBuf, line: usize, reward: String, reason: String },
-    #[error("the reward `{reward}` gave {score} for a completion of line {line}")]
-    NonFinite { reward: String, line: usize, score: f64 },
-    #[error("the weighted sum of the rewards is {total} for a completion of line {line}")]
-    NonFiniteTotal { line: usize, total: f64 },
+    /// `completion`: how it begins.
+    #[error("the reward `{reward}` gave {score} for a completion of line {line}: {completion:?}")]
+    NonFinite { reward: String, line: usize, score: f64, completion: String },
+    #[error("the weighted sum of the rewards is {total} for a completion of line {line}: {completion:?}")]
+    NonFiniteTotal { line: usize, total: f64, completion: String },
     #[error("the reward `{reward}` failed on a completion of line {line}: {reason}")]
     Failed { reward: String, line: usize, reason: String },
     #[error("the reward `{reward}` gave {score} for token {token} of a completion of line {line}")]

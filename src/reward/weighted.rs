@@ -7,6 +7,9 @@ use super::error::RewardError;
 use super::{Reward, RewardInput, TokenScores};
 use crate::data::Row;
 
+/// The most characters of a completion that a message shows.
+const SHOWN_CHARACTERS: usize = 60;
+
 /// Rewards with their weights: `R = sum over k of weight_k * score_k`. A clone shares the rewards.
 #[derive(Clone, Default)]
 pub struct WeightedRewards {
@@ -59,7 +62,8 @@ impl WeightedRewards {
             let score = reward.score(input)?;
             if let Some(score) = score {
                 if !score.is_finite() {
-                    return Err(RewardError::NonFinite { reward: reward.name().to_string(), line: input.line, score });
+                    let (reward, completion) = (reward.name().to_string(), beginning(input.completion));
+                    return Err(RewardError::NonFinite { reward, line: input.line, score, completion });
                 }
                 total = Some(total.unwrap_or(0.0) + weight * score);
             }
@@ -72,7 +76,10 @@ impl WeightedRewards {
         }
         let sums = total.iter().chain(token_values.iter().flatten());
         match sums.copied().find(|sum| !sum.is_finite()) {
-            Some(total) => Err(RewardError::NonFiniteTotal { line: input.line, total }),
+            Some(total) => {
+                let completion = beginning(input.completion);
+                Err(RewardError::NonFiniteTotal { line: input.line, total, completion })
+            }
             None => Ok(Scored { total, parts, token_values, keep }),
         }
     }
@@ -93,6 +100,14 @@ impl WeightedRewards {
             }
         }
         Ok(())
+    }
+}
+
+/// What a message shows of a completion.
+fn beginning(completion: &str) -> String {
+    match completion.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}...", &completion[..end]),
+        None => completion.to_owned(),
     }
 }
 

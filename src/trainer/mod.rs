@@ -5,6 +5,7 @@
 
 mod compare;
 pub mod dpo;
+mod dynamic_sampling;
 mod error;
 pub mod phase;
 pub mod policy;

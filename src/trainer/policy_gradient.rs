@@ -35,6 +35,9 @@ use std::time::Instant;
 pub struct PolicyGradientConfig {
     /// Prompts of an optimizer step.
     pub prompts_per_step: usize,
+    /// Rounds in which prompts are drawn until enough have completions with different rewards (dynamic sampling);
+    /// `None`: a step learns from the first prompts that it draws.
+    pub max_sampling_rounds: Option<usize>,
     /// Optimizer steps on one set of rollouts.
     pub num_iterations: u64,
     /// What rewards are compared with.
@@ -81,7 +84,7 @@ impl PolicyGradient {
         let rows = Rows::new(rollouts, &self.config);
         let (mut loss, mut update) = (None, None);
         if rows.active_tokens == 0 {
-            output.idle = Some(self.idle_reason());
+            output.idle = Some(self.idle_reason(!rollouts.groups.is_empty()));
         } else {
             let found = self.accumulate(policy, at, &rows, &mut output.metrics)?;
             require_finite_loss(at.step, found)?;
@@ -90,15 +93,16 @@ impl PolicyGradient {
             output.iteration = (at.iteration + 1) % self.config.num_iterations;
             output.kept = (output.iteration > 0).then(|| rollouts.clone());
         }
-        let trained_tokens = rows.rows.iter().map(|row| row.ids.len()).sum();
+        let trained_tokens = rows.completions.iter().map(|row| row.ids.len()).sum();
         let (num_rows, train_secs) = (self.source.prompts.len(), learning.elapsed().as_secs_f64());
         output.log_step(&StepLog { loss, update, num_rows, trained_tokens, train_secs, started });
         Ok(output)
     }
 
     /// Why a step without a token in the loss has none.
-    fn idle_reason(&self) -> &'static str {
+    fn idle_reason(&self, has_groups: bool) -> &'static str {
         match self.config.estimator {
+            _ if !has_groups => "dynamic_sampling found no prompt whose completions have different rewards",
             AdvantageEstimator::Best { min_reward: Some(_) } => "no completion has a reward above raft_min_reward",
             AdvantageEstimator::Best { .. } => "no completion has a reward, or the best of each prompt is masked",
             _ => "every completion is masked: cut by the length limit, or taken out by a reward",
@@ -113,17 +117,25 @@ impl PolicyGradient {
         output: &mut StepOutput,
     ) -> Result<SavedRollouts, TrainError> {
         let mut rollouts = Rollouts::default();
-        self.source.sample(&policy.decoder, at, self.config.prompts_per_step, &mut rollouts)?;
+        let (decoder, wanted) = (&policy.decoder, self.config.prompts_per_step);
+        match self.config.max_sampling_rounds {
+            None => self.source.sample(decoder, at, wanted, &mut rollouts)?,
+            Some(rounds) => self.source.sample_with_spread(decoder, at, wanted, rounds, &mut rollouts)?,
+        }
         if self.config.estimator == AdvantageEstimator::Greedy {
             self.source.add_greedy(&policy.decoder, at, &mut rollouts)?;
         }
-        let mut groups: Vec<&mut ScoredGroup> = rollouts.groups.iter_mut().collect();
+        let mut groups: Vec<&mut ScoredGroup> = rollouts.learned().collect();
         if let Some(reference) = &self.reference {
             let mut saved: Vec<&mut SavedGroup> = groups.iter_mut().map(|group| &mut group.saved).collect();
             let temperature = self.source.config.sampling.logprob_temperature();
             reference.add_logprobs(&mut saved, self.config.max_tokens_per_micro_batch, temperature)?;
         }
         self.comparison().fill_in(&mut groups)?;
+        if self.config.max_sampling_rounds.is_some() {
+            output.metrics.count("dynamic_sampling/num_prompts_kept", groups.len() as u64);
+            output.metrics.count("dynamic_sampling/num_prompts", rollouts.groups.len() as u64);
+        }
 
         let stats = rollouts.reward_stats(self.source.config.num_generations)?;
         rollouts.add_metrics(&mut output.metrics, &self.source, &stats);
@@ -131,7 +143,8 @@ impl PolicyGradient {
         output.completions = rollouts.log(&self.source, at.step, self.config.log_completions);
         output.rows_drawn += rollouts.groups.len() as u64;
         output.num_tokens += rollouts.num_tokens();
-        Ok(SavedRollouts { groups: rollouts.groups.into_iter().map(|group| group.saved).collect() })
+        let learned = rollouts.groups.into_iter().filter(|group| !group.is_set_aside);
+        Ok(SavedRollouts { groups: learned.map(|group| group.saved).collect() })
     }
 
     fn comparison(&self) -> Comparison {
@@ -154,7 +167,7 @@ impl PolicyGradient {
     ) -> Result<f64, TrainError> {
         let micro_batches = pack(&rows.groups(), self.config.max_tokens_per_micro_batch);
         let denominators = Denominators {
-            rows: rows.rows.len(),
+            rows: rows.completions.len(),
             active_tokens: rows.active_tokens,
             micro_batches: micro_batches.len(),
         };
@@ -195,7 +208,7 @@ impl PolicyGradient {
             })?;
         }
         metrics.mean("entropy", entropy, stats.active_tokens);
-        metrics.mean("frac_completions_skipped", rows.num_skipped() as f64, rows.rows.len() as u64);
+        metrics.mean("frac_completions_skipped", rows.num_skipped() as f64, rows.completions.len() as u64);
         add_objective_metrics(metrics, &stats, self.reference.is_some());
         Ok(loss)
     }

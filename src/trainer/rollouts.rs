@@ -1,10 +1,11 @@
 //! From prompts to scored completions: what every algorithm that samples begins a step with.
 
+use super::dynamic_sampling::has_token_spread;
 use super::phase::Phase;
 use super::prompts::draw;
 use super::rows::num_tokens;
 use super::{LoggedCompletion, PreparedPrompt, StepContext, TrainError};
-use crate::algorithm::{AdvantageEstimator, Advantages, AlgorithmError, ScaleRewards, compute_advantages};
+use crate::algorithm::{AdvantageEstimator, Advantages, AlgorithmError, GroupStats, ScaleRewards, compute_advantages};
 use crate::checkpoint::{SavedCompletion, SavedGroup};
 use crate::data::RowOrder;
 use crate::model::Decoder;
@@ -56,6 +57,8 @@ pub(super) struct ScoredGroup {
     pub token_values: Vec<Vec<Option<f64>>>,
     /// Reward of the prompt's greedy completion, where one was sampled.
     pub greedy_reward: Option<f64>,
+    /// Not learned from: dynamic sampling drew another prompt in its place. Metrics count it all the same.
+    pub is_set_aside: bool,
 }
 
 /// What a step has sampled so far, in the order in which its prompts were drawn.
@@ -98,7 +101,14 @@ impl RolloutSource {
                 completions.push(completion(sampled, scored));
             }
             let saved = SavedGroup { row: self.prompts[prompt].row, prompt_ids: group.prompt_ids, completions };
-            rollouts.groups.push(ScoredGroup { saved, prompt, texts, token_values, greedy_reward: None });
+            rollouts.groups.push(ScoredGroup {
+                saved,
+                prompt,
+                texts,
+                token_values,
+                greedy_reward: None,
+                is_set_aside: false,
+            });
         }
         Ok(())
     }
@@ -205,6 +215,11 @@ impl Rollouts {
         compute_advantages(&rewards, num_generations, AdvantageEstimator::Group(ScaleRewards::None), None)
     }
 
+    /// The groups that the step learns from.
+    pub fn learned(&mut self) -> impl Iterator<Item = &mut ScoredGroup> {
+        self.groups.iter_mut().filter(|group| !group.is_set_aside)
+    }
+
     pub fn completions(&self) -> impl Iterator<Item = &SavedCompletion> {
         self.groups.iter().flat_map(|group| &group.saved.completions)
     }
@@ -253,13 +268,15 @@ impl Rollouts {
 
     /// What the watch looks at.
     pub fn facts(&self, step: u64, source: &RolloutSource, stats: &Advantages) -> StepFacts {
+        let is_equal = |(group, stats): &(&ScoredGroup, &GroupStats)| !stats.has_spread() && !has_token_spread(group);
+        let num_equal_groups = self.groups.iter().zip(&stats.groups).filter(is_equal).count() as u64;
         StepFacts {
             step,
             num_completions: self.completions().count() as u64,
             num_truncated: self.completions().filter(|row| row.is_truncated).count() as u64,
             max_completion_length: source.config.stop.max_completion_length,
             num_groups: self.groups.len() as u64,
-            num_equal_groups: stats.zero_std_groups as u64,
+            num_equal_groups,
             mean_reward: stats.batch.mean,
             idle: None,
         }
@@ -270,15 +287,16 @@ impl Rollouts {
         let names: Vec<String> = source.rewards.names().map(str::to_owned).collect();
         let rows = self.groups.iter().flat_map(|group| {
             let prompt = &source.prompts[group.prompt].text;
-            group.saved.completions.iter().zip(&group.texts).map(move |(row, text)| (prompt, row, text))
+            let rows = group.saved.completions.iter().zip(&group.texts);
+            rows.map(move |(row, text)| (prompt, row, text, (!group.is_set_aside).then_some(row.advantage)))
         });
-        let logged = rows.take(count).map(|(prompt, row, completion)| LoggedCompletion {
+        let logged = rows.take(count).map(|(prompt, row, completion, advantage)| LoggedCompletion {
             step,
             prompt: prompt.clone(),
             completion: completion.clone(),
             rewards: names.iter().cloned().zip(row.reward_parts.iter().copied()).collect(),
             reward: row.reward,
-            advantage: Some(row.advantage),
+            advantage,
             finish_reason: if row.is_truncated { FinishReason::Length } else { FinishReason::Stop },
         });
         logged.collect()

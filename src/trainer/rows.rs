@@ -9,7 +9,7 @@ use crate::checkpoint::{SavedCompletion, SavedGroup, SavedRollouts};
 /// The completions of a step, by their number.
 pub(super) struct Rows<'a> {
     groups: &'a [SavedGroup],
-    pub rows: Vec<&'a SavedCompletion>,
+    pub completions: Vec<&'a SavedCompletion>,
     /// Which tokens are in the loss, one entry a token of each completion.
     masks: Vec<Vec<bool>>,
     /// Whether the completion can change the gradient. The others are not run, but stay in every denominator.
@@ -36,7 +36,7 @@ impl<'a> Rows<'a> {
         let every_row_counts = every_row_counts(config);
         let runs = rows.iter().zip(&masks);
         let runs = runs.map(|(row, mask)| mask.contains(&true) && (every_row_counts || has_advantage(row))).collect();
-        Self { groups: &rollouts.groups, rows, masks, runs, active_tokens }
+        Self { groups: &rollouts.groups, completions: rows, masks, runs, active_tokens }
     }
 
     /// The completions that are run, as groups to pack; completions are numbered through the step.
@@ -57,7 +57,7 @@ impl<'a> Rows<'a> {
 
     /// The arrays of a micro-batch.
     pub fn values(&self, batch: &MicroBatch, has_reference: bool) -> BatchValues {
-        let rows = || batch.rows.iter().map(|row| self.rows[*row]);
+        let rows = || batch.rows.iter().map(|row| self.completions[*row]);
         let token_advantages = rows().any(|row| !row.token_advantages.is_empty()).then(|| {
             let of_row = |row: &SavedCompletion| {
                 if row.token_advantages.is_empty() { vec![0.0; row.ids.len()] } else { row.token_advantages.clone() }
@@ -138,6 +138,7 @@ mod tests {
     fn config(beta: f64) -> PolicyGradientConfig {
         PolicyGradientConfig {
             prompts_per_step: 1,
+            max_sampling_rounds: None,
             num_iterations: 1,
             estimator: AdvantageEstimator::Group(ScaleRewards::Group),
             objective: ObjectiveConfig { beta, ..ObjectiveConfig::default() },

@@ -134,7 +134,7 @@ pub fn restore_reference(reference: &mut Reference, folder: &Path) -> Result<(),
         return Ok(());
     }
     let mut tensors = Tensors::read(path)?;
-    for param in reference.decoder.params().iter() {
+    for param in reference.decoder.params() {
         let value = param.weight.value();
         overwrite(value, &tensors.take(&param.name, value.dims())?)?;
     }
