@@ -1,6 +1,7 @@
 //! Learning from pairs, given in a file or sampled: what is preferred grows likelier, what cannot be learned from changes
 //! nothing, and a resumed run ends in the same bits.
 
+#![allow(clippy::float_cmp, reason = "the first loss is ln 2 to the bit")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
 
 #[path = "support/fixtures.rs"]
