@@ -7,12 +7,16 @@
 //!
 //! Scores of one query and head are all that is ever held; the backward pass computes them again.
 
+mod backward;
+mod tile;
+
+pub use backward::attention_backward;
+
 use super::math::{axpy, dot, exp_sum_in_place, max};
 use super::simd::kernel;
 use super::storage::{Mat, Shared, mat, update};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The head counts: `num_heads` query heads share `num_kv_heads` key and value heads of `head_dim` values.
@@ -61,6 +65,7 @@ impl Context {
         self.prefix.len() + self.own.len()
     }
 
+    #[cfg(test)]
     fn rows(&self) -> impl Iterator<Item = usize> + use<> {
         self.prefix.clone().chain(self.own.clone())
     }
@@ -112,14 +117,52 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads
     let (q, k, v) = (mat(&q_storage, q_layout)?, mat(&k_storage, k_layout)?, mat(&v_storage, v_layout)?);
     check(&q, &k, &v, contexts, heads)?;
     let width = heads.q_width();
+    let tasks = runs(contexts, if tile::fits(heads) { tile::QUERIES } else { 1 });
     update(&y, |y| {
-        y.data.par_chunks_mut(width).enumerate().with_min_len(2).for_each_init(Vec::new, |scores, (row, y)| {
-            scores.resize(contexts[row].num_keys(), 0.0);
-            attend_row(q.row(row), k, v, &contexts[row], heads, scores, y);
+        let out = Shared::new(y.data);
+        tasks.par_iter().for_each_init(Scratch::default, |scratch, rows| {
+            // SAFETY: runs do not overlap, and `y` has a row of `width` values for each query.
+            let y = unsafe { out.slice(rows.start * width, rows.len() * width) };
+            if rows.len() >= SMALLEST_TILE {
+                tile::attend_tile(q.rows(rows.clone()), k, v, &contexts[rows.start], heads, &mut scratch.tile, y);
+            } else {
+                for (row, y) in rows.clone().zip(y.chunks_exact_mut(width)) {
+                    scratch.scores.resize(contexts[row].num_keys(), 0.0);
+                    attend_row(q.row(row), k, v, &contexts[row], heads, &mut scratch.scores, y);
+                }
+            }
         });
         Ok(())
     })?;
     Ok(y)
+}
+
+/// With fewer queries the lanes of a tile are too empty to pay.
+const SMALLEST_TILE: usize = 4;
+
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    tile: tile::Scratch,
+}
+
+/// Cuts the queries into runs of at most `longest`, each query of a run seeing one key more than the one before.
+fn runs(contexts: &[Context], longest: usize) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for (row, at) in contexts.iter().enumerate() {
+        let follows = |run: &&mut Range<usize>| {
+            let before = &contexts[row - 1];
+            run.len() < longest
+                && at.prefix == before.prefix
+                && at.own.start == before.own.start
+                && at.own.end == before.own.end + 1
+        };
+        match runs.last_mut().filter(follows) {
+            Some(run) => run.end = row + 1,
+            None => runs.push(row..row + 1),
+        }
+    }
+    runs
 }
 
 kernel! {
@@ -158,94 +201,6 @@ fn softmax_weights(q: &[f32], k: &[f32], stride: usize, at: &Context, scale: f32
     }
     let shift = max(scores);
     exp_sum_in_place(scores, shift)
-}
-
-/// The gradient of [`attention`] within one packed batch, with respect to packed queries, keys and values.
-///
-/// With P the softmax weights and dP = g vᵀ: dv = Pᵀ g, dS = P (dP - rowsum(P dP)), dq = dS k scale, dk = dSᵀ q scale.
-///
-/// # Shapes
-/// `g [N, H*E]` (gradient of the result), `qkv [N, (H + 2K) E]` (columns: queries, keys, values) `-> [N, (H + 2K) E]`
-///
-/// # Errors
-/// Fails where shapes or segments do not fit.
-pub fn attention_backward(g: &Tensor, qkv: &Tensor, segments: &[Segment], heads: Heads) -> Result<Tensor> {
-    let (n, width) = qkv.dims2()?;
-    let contexts = contexts(segments, n)?;
-    let dqkv = Tensor::zeros((n, width), DType::F32, qkv.device())?;
-    let (g_storage, g_layout) = g.storage_and_layout();
-    let (storage, layout) = qkv.storage_and_layout();
-    let (g, qkv) = (mat(&g_storage, g_layout)?, mat(&storage, layout)?);
-    if width != heads.qkv_width() || (g.rows, g.cols) != (n, heads.q_width()) {
-        bail!("attention: gradient [{}, {}] of [{n}, {width}] with {heads:?}", g.rows, g.cols);
-    }
-    let backward = Backward {
-        q: qkv.columns(0, heads.q_width()),
-        k: qkv.columns(heads.q_width(), heads.kv_width()),
-        v: qkv.columns(heads.q_width() + heads.kv_width(), heads.kv_width()),
-        g,
-        contexts: &contexts,
-        heads,
-    };
-    // Segments with one prefix add to the same keys: they form one task, for each head of keys.
-    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-    for segment in segments {
-        let root = if segment.prefix.is_empty() { segment.rows.start } else { segment.prefix.start };
-        groups.entry(root).or_default().extend(segment.rows.clone());
-    }
-    let tasks: Vec<(&Vec<usize>, usize)> =
-        groups.values().flat_map(|rows| (0..heads.num_kv_heads).map(move |head| (rows, head))).collect();
-    update(&dqkv, |dqkv| {
-        let out = Shared::new(dqkv.data);
-        tasks.par_iter().for_each_init(Vec::new, |scratch, (rows, kv_head)| {
-            rows.iter().for_each(|row| backward_row(&backward, *row, *kv_head, scratch, out, width));
-        });
-        Ok(())
-    })?;
-    Ok(dqkv)
-}
-
-struct Backward<'a> {
-    q: Mat<'a>,
-    k: Mat<'a>,
-    v: Mat<'a>,
-    g: Mat<'a>,
-    contexts: &'a [Context],
-    heads: Heads,
-}
-
-kernel! {
-    /// Adds what query `row` gives to the gradients, for the query heads that share `kv_head`.
-    fn backward_row(b: &Backward<'_>, row: usize, kv_head: usize, scratch: &mut Vec<f32>, out: Shared, width: usize) {
-        let heads = b.heads;
-        let (e, shared, at) = (heads.head_dim, heads.num_heads / heads.num_kv_heads, &b.contexts[row]);
-        scratch.resize(2 * at.num_keys(), 0.0);
-        let (p, dp) = scratch.split_at_mut(at.num_keys());
-        let (column, k_start, v_start) = (kv_head * e, heads.q_width(), heads.q_width() + heads.kv_width());
-        for head in kv_head * shared..(kv_head + 1) * shared {
-            let (q, g) = (&b.q.row(row)[head * e..][..e], &b.g.row(row)[head * e..][..e]);
-            let sum = softmax_weights(q, &b.k.data[column..], b.k.stride, at, heads.scale(), p);
-            let mut inner = 0.0f32;
-            for ((p, dp), key) in p.iter_mut().zip(dp.iter_mut()).zip(at.rows()) {
-                *p /= sum;
-                *dp = dot(g, &b.v.data[key * b.v.stride + column..][..e]);
-                inner = p.mul_add(*dp, inner);
-            }
-            // SAFETY: a task owns these columns of its rows: `head` belongs to `kv_head`, and the context's rows
-            // belong to the task's group. No two of the slices alive at one time overlap.
-            let dq = unsafe { out.slice(row * width + head * e, e) };
-            for ((p, dp), key) in p.iter().zip(dp.iter()).zip(at.rows()) {
-                let ds = p * (dp - inner) * heads.scale();
-                axpy(ds, &b.k.data[key * b.k.stride + column..][..e], dq);
-                // SAFETY: as above.
-                let dk = unsafe { out.slice(key * width + k_start + column, e) };
-                axpy(ds, q, dk);
-                // SAFETY: as above.
-                let dv = unsafe { out.slice(key * width + v_start + column, e) };
-                axpy(*p, g, dv);
-            }
-        }
-    }
 }
 
 fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Heads) -> Result<()> {
@@ -339,6 +294,27 @@ mod tests {
         let context = Context { prefix: 7..12, own: 0..7 };
         let one = attention(&q.narrow(0, 12, 1)?, &cache(&k)?, &cache(&v)?, &[context], heads)?.to_vec2::<f32>()?;
         assert!(one[0].iter().zip(&packed[12]).all(|(a, b)| a.to_bits() == b.to_bits()));
+        Ok(())
+    }
+
+    /// A query has the same bits in a tile of successive queries as alone, with and without a prefix, for heads of one,
+    /// two, three and five chunks of lanes.
+    #[test]
+    fn a_tile_equals_single_queries() -> Result<()> {
+        for head_dim in [16, 32, 48, 80] {
+            let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim };
+            let segments = [(0..37, 0..0), (37..60, 0..37), (60..66, 0..37), (66..68, 0..0), (68..101, 66..68)];
+            let segments = segments.map(|(rows, prefix)| Segment { rows, prefix });
+            let contexts = contexts(&segments, 101)?;
+            let qkv = random(&[101, heads.qkv_width()], 1);
+            let [q, k, v] = parts(&qkv, heads)?;
+            let tiled = attention(&q, &k, &v, &contexts, heads)?.to_vec2::<f32>()?;
+            for (row, context) in contexts.iter().enumerate() {
+                let one = attention(&q.narrow(0, row, 1)?, &k, &v, std::slice::from_ref(context), heads)?;
+                let one = one.to_vec2::<f32>()?;
+                assert!(one[0].iter().zip(&tiled[row]).all(|(a, b)| a.to_bits() == b.to_bits()), "{head_dim}: {row}");
+            }
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! the result does not depend on the instruction set.
 
 /// Independent partial sums of a dot product; a multiple of every vector width.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// `e^x` within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN for NaN.
 ///

@@ -17,6 +17,29 @@ pub(crate) enum Form {
 
 /// `dst = a b` or, with `accumulate`, `dst += a b`.
 pub(crate) fn matmul(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, accumulate: bool) -> Result<()> {
+    let (m, n) = check(dst, a, b, form)?;
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    match form {
+        Form::Nt => forward(dst, a, b, accumulate),
+        Form::Nn | Form::Tn => call(dst, a, b, form, accumulate, parallelism()),
+    }
+    Ok(())
+}
+
+/// [`matmul`] on the calling thread alone, for tasks that are parallel already. The bits of a row may depend on its
+/// neighbours: not for forward passes.
+pub(crate) fn matmul_in_task(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, accumulate: bool) -> Result<()> {
+    let (m, n) = check(dst, a, b, form)?;
+    if m > 0 && n > 0 {
+        call(dst, a, b, form, accumulate, Parallelism::None);
+    }
+    Ok(())
+}
+
+/// The size of the result, where the operands fit.
+fn check(dst: &MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form) -> Result<(usize, usize)> {
     let (m, k, n, k2) = match form {
         Form::Nt => (a.rows, a.cols, b.rows, b.cols),
         Form::Nn => (a.rows, a.cols, b.cols, b.rows),
@@ -33,14 +56,7 @@ pub(crate) fn matmul(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, a
             dst.cols
         );
     }
-    if m == 0 || n == 0 {
-        return Ok(());
-    }
-    match form {
-        Form::Nt => forward(dst, a, b, accumulate),
-        Form::Nn | Form::Tn => call(dst, a, b, form, accumulate),
-    }
-    Ok(())
+    Ok((m, n))
 }
 
 /// The smallest product with rows contiguous in K that gemm hands to its general kernel instead of the one that sums
@@ -81,18 +97,25 @@ fn forward(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
 
 fn blocks(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
     if b.rows > NARROW || a.cols <= DEPTH {
-        return call(dst, a, b, Form::Nt, accumulate);
+        return call(dst, a, b, Form::Nt, accumulate, parallelism());
     }
     let mut start = 0;
     while start < a.cols {
         let depth = DEPTH.min(a.cols - start);
-        call(dst, a.columns(start, depth), b.columns(start, depth), Form::Nt, accumulate || start > 0);
+        let (a, b) = (a.columns(start, depth), b.columns(start, depth));
+        call(dst, a, b, Form::Nt, accumulate || start > 0, parallelism());
         start += depth;
     }
 }
 
+/// All threads of the current pool.
+fn parallelism() -> Parallelism {
+    let threads = rayon::current_num_threads();
+    if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None }
+}
+
 /// One product of checked sizes.
-fn call(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, accumulate: bool) {
+fn call(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, accumulate: bool, parallelism: Parallelism) {
     let (m, n) = (dst.rows, dst.cols);
     // (column stride, row stride) of each operand as gemm reads it.
     let straight = |x: &Mat<'_>| (1isize, x.stride as isize);
@@ -102,8 +125,6 @@ fn call(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, accumulate: bo
         Form::Nn => (a.cols, straight(&a), straight(&b)),
         Form::Tn => (a.rows, turned(&a), straight(&b)),
     };
-    let threads = rayon::current_num_threads();
-    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     // SAFETY: `matmul` has checked the sizes, and a view's slice covers its rows; `dst` is exclusively borrowed.
     unsafe {
         gemm::gemm(

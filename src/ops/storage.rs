@@ -1,6 +1,7 @@
 //! Rows of f32 behind candle tensors: read views and in-place updates for the CPU kernels.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use std::ops::Range;
 
 /// A matrix view: `rows` rows of `cols` values, the first value of each `stride` after the last row's.
 #[derive(Clone, Copy)]
@@ -20,6 +21,17 @@ impl<'a> Mat<'a> {
 
     pub fn row(&self, row: usize) -> &'a [f32] {
         &self.data[row * self.stride..][..self.cols]
+    }
+
+    /// The view of some of the rows.
+    pub fn rows(&self, rows: Range<usize>) -> Mat<'a> {
+        debug_assert!(rows.end <= self.rows);
+        let len = extent(rows.len(), self.cols, self.stride);
+        Mat {
+            data: if len == 0 { &[] } else { &self.data[rows.start * self.stride..][..len] },
+            rows: rows.len(),
+            ..*self
+        }
     }
 
     /// The view of columns `start..start + len`.
@@ -45,6 +57,13 @@ impl<'a> MatMut<'a> {
 
     pub fn row(&mut self, row: usize) -> &mut [f32] {
         &mut self.data[row * self.stride..][..self.cols]
+    }
+
+    /// The part of the matrix in these rows and columns.
+    pub fn block(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatMut<'_> {
+        debug_assert!(rows.end <= self.rows && columns.end <= self.cols);
+        let (start, len) = (rows.start * self.stride + columns.start, extent(rows.len(), columns.len(), self.stride));
+        MatMut { data: &mut self.data[start..start + len], rows: rows.len(), cols: columns.len(), stride: self.stride }
     }
 }
 
