@@ -188,9 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn a_score_that_is_not_finite_names_reward_and_line() {
+    fn a_score_that_is_not_finite_names_reward_line_and_completion() {
         let error = score(&WeightedRewards::single(FnReward::new("ratio", |_| f64::NAN))).unwrap_err();
-        assert_eq!(error.to_string(), "the reward `ratio` gave NaN for a completion of line 7");
+        assert_eq!(error.to_string(), "the reward `ratio` gave NaN for a completion of line 7: \"ab\"");
         let huge = WeightedRewards::default().with(1e300, FnReward::new("huge", |_| 1e300));
         assert!(matches!(score(&huge), Err(RewardError::NonFiniteTotal { .. })));
     }
