@@ -166,9 +166,7 @@ fn softmax(weights: &mut [Lanes], first: usize) -> Lanes {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            for query in 0..QUERIES {
-                sums[i][query] += sums[i + width][query];
-            }
+            [sums[i]] = add([sums[i]], [sums[i + width]]);
         }
         width /= 2;
     }
