@@ -3,95 +3,22 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
 
-#[path = "support/fixtures.rs"]
-mod fixtures;
+#[path = "support/small_run.rs"]
+mod small_run;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candlewick::checkpoint::{NamedTensor, read_tensors};
-use candlewick::config::{Algorithm, ImportanceSamplingLevel, Init, KlEstimator, LossType, LrSchedulerType, RunConfig};
-use candlewick::recipe::{TrainOptions, TrainReport, train};
+use candlewick::config::{Algorithm, ImportanceSamplingLevel, KlEstimator, LossType, RunConfig};
 use candlewick::reward::{FnReward, RewardInput, TokenFnReward, TokenScores, WeightedRewards};
-use candlewick::telemetry::StepMetrics;
-use candlewick::trainer::Outcome;
-use serde_json::{Map, Value};
+use serde_json::Value;
+use small_run::{Metrics, Place, assert_rises, assert_same_run, copy_until, digits, finish, mean, values};
 
-type Metrics = Map<String, Value>;
 /// What tells a run from the plain one of its algorithm.
 type Change = fn(&mut RunConfig);
 /// A run: its name, its algorithm, its rewards, its settings.
 type Case = (&'static str, Algorithm, fn() -> WeightedRewards, Change);
-
-/// A folder with a tiny model without weights and a few prompts.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fixtures::write_tiny(&folder.path().join("model"));
-        let row = |i: usize| format!("{{\"prompt\": \"{}+{}=\"}}\n", i % 7, i * 3 % 10);
-        fs::write(folder.path().join("prompts.jsonl"), (0..12).map(row).collect::<String>()).unwrap();
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn settings(&self, output: &str, algorithm: Algorithm) -> RunConfig {
-        RunConfig {
-            algorithm,
-            model: self.path("model").to_string_lossy().into_owned(),
-            init: Init::Random,
-            train_file: self.path("prompts.jsonl").to_string_lossy().into_owned(),
-            output_dir: self.path(output),
-            max_prompt_length: 16,
-            max_completion_length: 8,
-            prompts_per_step: 4,
-            num_generations: 6,
-            learning_rate: Some(1e-2),
-            lr_scheduler_type: LrSchedulerType::Constant,
-            max_steps: Some(20),
-            save_steps: 0,
-            offline: true,
-            ..RunConfig::default()
-        }
-    }
-
-    /// The lines of metrics.jsonl without what the clock decides.
-    fn metrics(&self, output: &str) -> Vec<Metrics> {
-        let text = fs::read_to_string(self.path(output).join("metrics.jsonl")).unwrap();
-        let line = |line: &str| {
-            let mut object: Metrics = serde_json::from_str(line).unwrap();
-            object.retain(|name, _| name != "time" && !StepMetrics::is_wall_clock(name));
-            object
-        };
-        text.lines().map(line).collect()
-    }
-}
-
-/// The share of digits among the tokens: every group has better and worse completions.
-fn digits() -> WeightedRewards {
-    WeightedRewards::single(FnReward::new("digits", |input| {
-        let digits = input.completion.chars().filter(char::is_ascii_digit).count();
-        digits as f64 / input.completion_ids.len() as f64
-    }))
-}
-
-fn finish(settings: &RunConfig, rewards: WeightedRewards) -> TrainReport {
-    let report = train(settings, TrainOptions { rewards: Some(rewards), ..TrainOptions::default() }).unwrap();
-    assert_eq!(report.outcome, Outcome::Finished);
-    report
-}
-
-fn values(metrics: &[Metrics], name: &str) -> Vec<f64> {
-    metrics.iter().filter_map(|line| line.get(name)?.as_f64()).collect()
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
 
 const REINFORCED: [Algorithm; 5] =
     [Algorithm::Grpo, Algorithm::Rloo, Algorithm::Remax, Algorithm::ReinforcePlusPlus, Algorithm::Raft];
@@ -100,10 +27,7 @@ const REINFORCED: [Algorithm; 5] =
 fn learns(place: &Place, name: &str, settings: &RunConfig) -> Vec<Metrics> {
     finish(settings, digits());
     let metrics = place.metrics(name);
-    let rewards = values(&metrics, "reward");
-    assert_eq!(rewards.len(), 20);
-    let (first, last) = (mean(&rewards[..4]), mean(&rewards[16..]));
-    assert!(first < 0.35 && last > 0.5 && last > first + 0.25, "{name}: {rewards:?}");
+    assert_rises(name, &values(&metrics, "reward"));
     metrics
 }
 
@@ -195,19 +119,6 @@ fn digits_after_odd() -> WeightedRewards {
     }))
 }
 
-/// What is there when a run is killed right after the checkpoint of `step`.
-fn copy_until(from: &Path, to: &Path, step: u64) {
-    let name = format!("checkpoint-{step}");
-    fs::create_dir_all(to.join(&name)).unwrap();
-    for entry in fs::read_dir(from.join(&name)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(&name).join(entry.file_name())).unwrap();
-    }
-    for log in ["metrics.jsonl", "completions.jsonl"] {
-        fs::copy(from.join(log), to.join(log)).unwrap();
-    }
-}
-
 /// Five steps, two on each set of rollouts; stopped inside and between two sets, the run ends in the same weights,
 /// moments, reference, metrics and completions as without a stop.
 #[test]
@@ -242,13 +153,9 @@ fn a_resumed_run_ends_in_the_same_bits_with_every_algorithm() {
             copy_until(&whole, &place.path(&resumed), step);
             let settings = RunConfig { resume: "auto".into(), output_dir: place.path(&resumed), ..settings.clone() };
             finish(&settings, rewards());
-            for file in ["model.safetensors", "optimizer.safetensors", "reference.safetensors", "trainer_state.json"] {
-                let read = |run: &str| fs::read(place.path(run).join("checkpoint-5").join(file)).ok();
-                assert!(read(name) == read(&resumed), "{resumed}: {file} differs");
-            }
-            assert_eq!(place.metrics(name), place.metrics(&resumed), "{resumed}");
-            let completions = |run: &str| fs::read_to_string(place.path(run).join("completions.jsonl")).unwrap();
-            assert_eq!(completions(name), completions(&resumed), "{resumed}");
+            assert_same_run(&whole, &place.path(&resumed), "checkpoint-5");
+            let reference = |run: &str| fs::read(place.path(run).join("checkpoint-5/reference.safetensors")).ok();
+            assert!(reference(name) == reference(&resumed), "{resumed}: the reference differs");
         }
     }
 }

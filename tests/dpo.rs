@@ -4,109 +4,39 @@
 #![allow(clippy::float_cmp, reason = "the first loss is ln 2 to the bit")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
 
-#[path = "support/fixtures.rs"]
-mod fixtures;
+#[path = "support/small_run.rs"]
+mod small_run;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
-use candlewick::config::{Algorithm, DpoLossType, DpoPairs, Init, LrSchedulerType, OnBadRow, RunConfig};
+use candlewick::config::{Algorithm, DpoLossType, DpoPairs, OnBadRow, RunConfig};
 use candlewick::error::Diagnose;
-use candlewick::recipe::{RecipeError, TrainOptions, plan, train};
+use candlewick::recipe::{RecipeError, plan};
 use candlewick::reward::{FnReward, WeightedRewards};
-use candlewick::telemetry::StepMetrics;
-use candlewick::trainer::Outcome;
-use serde_json::{Map, Value};
+use small_run::{Place, assert_rises, assert_same_run, copy_until, digits, finish, prompt, values};
 
-type Metrics = Map<String, Value>;
-
-/// A folder with a tiny model without weights, a few prompts and a few pairs.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(tempfile::tempdir().unwrap());
-        fixtures::write_tiny(&place.path("model"));
-        let prompt = |i: usize| format!("{}+{}=", i % 7, i * 3 % 10);
-        let rows = |row: &dyn Fn(usize) -> String| (0..12).map(row).collect::<String>();
-        place.write("prompts.jsonl", &rows(&|i| format!("{{\"prompt\": \"{}\"}}\n", prompt(i))));
-        let pair = |i: usize| (format!("{}", i % 7 + i * 3 % 10), format!("{}-", i % 4));
-        let pair = |i: usize| {
-            let (chosen, rejected) = pair(i);
-            format!("{{\"prompt\": \"{}\", \"chosen\": \"{chosen}\", \"rejected\": \"{rejected}\"}}\n", prompt(i))
-        };
-        place.write("pairs.jsonl", &rows(&pair));
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn settings(&self, output: &str, pairs: DpoPairs) -> RunConfig {
-        let file = if pairs == DpoPairs::File { "pairs.jsonl" } else { "prompts.jsonl" };
-        RunConfig {
-            algorithm: Algorithm::Dpo,
-            dpo_pairs: pairs,
-            model: self.path("model").to_string_lossy().into_owned(),
-            init: Init::Random,
-            train_file: self.path(file).to_string_lossy().into_owned(),
-            output_dir: self.path(output),
-            max_prompt_length: 16,
-            max_completion_length: 8,
-            prompts_per_step: 4,
-            num_generations: 6,
-            learning_rate: Some(1e-2),
-            lr_scheduler_type: LrSchedulerType::Constant,
-            max_steps: Some(20),
-            save_steps: 0,
-            offline: true,
-            ..RunConfig::default()
-        }
-    }
-
-    /// The lines of metrics.jsonl without what the clock decides.
-    fn metrics(&self, output: &str) -> Vec<Metrics> {
-        let text = fs::read_to_string(self.path(output).join("metrics.jsonl")).unwrap();
-        let line = |line: &str| {
-            let mut object: Metrics = serde_json::from_str(line).unwrap();
-            object.retain(|name, _| name != "time" && !StepMetrics::is_wall_clock(name));
-            object
-        };
-        text.lines().map(line).collect()
-    }
+/// A folder that has a few pairs too.
+fn place() -> Place {
+    let place = Place::new();
+    let row = |i: usize| {
+        let (chosen, rejected) = (i % 7 + i * 3 % 10, i % 4);
+        format!("{{\"prompt\": \"{}\", \"chosen\": \"{chosen}\", \"rejected\": \"{rejected}-\"}}\n", prompt(i))
+    };
+    place.write("pairs.jsonl", &(0..12).map(row).collect::<String>());
+    place
 }
 
-/// The share of digits among the tokens: every group has better and worse completions.
-fn digits() -> WeightedRewards {
-    WeightedRewards::single(FnReward::new("digits", |input| {
-        let digits = input.completion.chars().filter(char::is_ascii_digit).count();
-        digits as f64 / input.completion_ids.len() as f64
-    }))
-}
-
-fn finish(settings: &RunConfig, rewards: WeightedRewards) {
-    let report = train(settings, TrainOptions { rewards: Some(rewards), ..TrainOptions::default() }).unwrap();
-    assert_eq!(report.outcome, Outcome::Finished);
-}
-
-fn values(metrics: &[Metrics], name: &str) -> Vec<f64> {
-    metrics.iter().filter_map(|line| line.get(name)?.as_f64()).collect()
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+fn settings(place: &Place, output: &str, dpo_pairs: DpoPairs) -> RunConfig {
+    let file = if dpo_pairs == DpoPairs::File { "pairs.jsonl" } else { "prompts.jsonl" };
+    let train_file = place.path(file).to_string_lossy().into_owned();
+    RunConfig { dpo_pairs, train_file, ..place.settings(output, Algorithm::Dpo) }
 }
 
 /// Where the policy is the start model no completion is preferred, and the loss is that of a guess, ln 2.
 #[test]
 fn the_policy_comes_to_prefer_the_chosen_completions_of_a_file() {
-    let place = Place::new();
-    finish(&place.settings("run", DpoPairs::File), digits());
+    let place = place();
+    finish(&settings(&place, "run", DpoPairs::File), digits());
     let metrics = place.metrics("run");
     let of = |name: &str| values(&metrics, name);
     assert_eq!(of("loss").len(), 20);
@@ -127,14 +57,14 @@ fn the_policy_comes_to_prefer_the_chosen_completions_of_a_file() {
 
 #[test]
 fn every_form_of_the_loss_falls_and_raises_the_margin() {
-    let place = Place::new();
+    let place = place();
     for (name, dpo_loss_type, label_smoothing) in [
         ("smoothed", DpoLossType::Sigmoid, 0.1),
         ("hinge", DpoLossType::Hinge, 0.0),
         ("ipo", DpoLossType::Ipo, 0.0),
         ("sigmoid_norm", DpoLossType::SigmoidNorm, 0.0),
     ] {
-        finish(&RunConfig { dpo_loss_type, label_smoothing, ..place.settings(name, DpoPairs::File) }, digits());
+        finish(&RunConfig { dpo_loss_type, label_smoothing, ..settings(&place, name, DpoPairs::File) }, digits());
         let metrics = place.metrics(name);
         let (loss, margins) = (values(&metrics, "loss"), values(&metrics, "rewards/margins"));
         println!("{name}: loss {:.3} -> {:.3}, margin {:.3}", loss[0], loss[19], margins[19]);
@@ -145,9 +75,9 @@ fn every_form_of_the_loss_falls_and_raises_the_margin() {
 /// A pair is never torn, so a budget of one token runs pair by pair; only the order of the sums differs.
 #[test]
 fn micro_batches_change_nothing() {
-    let place = Place::new();
+    let place = place();
     for (name, max_tokens_per_micro_batch) in [("whole", 8192), ("torn", 1)] {
-        let settings = place.settings(name, DpoPairs::File);
+        let settings = settings(&place, name, DpoPairs::File);
         finish(&RunConfig { max_tokens_per_micro_batch, max_steps: Some(5), ..settings }, digits());
     }
     let (whole, torn) = (place.metrics("whole"), place.metrics("torn"));
@@ -160,14 +90,10 @@ fn micro_batches_change_nothing() {
 
 #[test]
 fn the_reward_rises_with_sampled_pairs() {
-    let place = Place::new();
-    finish(&place.settings("run", DpoPairs::Sampled), digits());
+    let place = place();
+    finish(&settings(&place, "run", DpoPairs::Sampled), digits());
     let metrics = place.metrics("run");
-    let rewards = values(&metrics, "reward");
-    assert_eq!(rewards.len(), 20);
-    let (first, last) = (mean(&rewards[..4]), mean(&rewards[16..]));
-    println!("reward {first:.3} -> {last:.3}");
-    assert!(first < 0.35 && last > 0.5 && last > first + 0.25, "{rewards:?}");
+    assert_rises("dpo", &values(&metrics, "reward"));
     assert_eq!(values(&metrics, "loss")[0], std::f64::consts::LN_2);
     assert!(values(&metrics, "frac_pairs_dropped").iter().all(|dropped| *dropped < 1.0));
     assert_eq!(values(&metrics, "completions/mean_length").len(), 20);
@@ -176,8 +102,8 @@ fn the_reward_rises_with_sampled_pairs() {
 /// Log-probs of the loss are untempered, so sampling hotter or colder leaves the first loss at ln 2.
 #[test]
 fn the_temperature_is_for_sampling_alone() {
-    let place = Place::new();
-    let settings = place.settings("run", DpoPairs::Sampled);
+    let place = place();
+    let settings = settings(&place, "run", DpoPairs::Sampled);
     finish(&RunConfig { temperature: 1.5, max_steps: Some(3), ..settings }, digits());
     let loss = values(&place.metrics("run"), "loss");
     assert_eq!(loss[0], std::f64::consts::LN_2);
@@ -186,10 +112,10 @@ fn the_temperature_is_for_sampling_alone() {
 
 #[test]
 fn equal_rewards_give_no_pair_and_no_update() {
-    let place = Place::new();
+    let place = place();
     let constant = || WeightedRewards::single(FnReward::new("constant", |_| 1.0));
     for (name, steps) in [("one", 1), ("three", 3)] {
-        finish(&RunConfig { max_steps: Some(steps), ..place.settings(name, DpoPairs::Sampled) }, constant());
+        finish(&RunConfig { max_steps: Some(steps), ..settings(&place, name, DpoPairs::Sampled) }, constant());
     }
     let metrics = place.metrics("three");
     assert_eq!(values(&metrics, "frac_pairs_dropped"), [1.0; 3]);
@@ -198,41 +124,24 @@ fn equal_rewards_give_no_pair_and_no_update() {
     assert_eq!(weights("one"), weights("three"));
 }
 
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
 #[test]
 fn a_resumed_run_equals_the_uninterrupted_one() {
-    let place = Place::new();
+    let place = place();
     for (name, pairs) in [("file", DpoPairs::File), ("sampled", DpoPairs::Sampled)] {
         let settings = RunConfig {
             max_steps: Some(6),
             save_steps: 1,
             save_total_limit: 0,
             resume: "auto".to_owned(),
-            ..place.settings(name, pairs)
+            ..settings(&place, name, pairs)
         };
         finish(&settings, digits());
         let whole = place.path(name);
         for step in [1, 4] {
-            // What is there when a run is killed right after the checkpoint of the step.
-            let resumed_name = format!("{name}-from-{step}");
-            let resumed = place.path(&resumed_name);
-            copy_dir(&whole.join(format!("checkpoint-{step}")), &resumed.join(format!("checkpoint-{step}")));
-            for log in ["metrics.jsonl", "completions.jsonl"] {
-                fs::copy(whole.join(log), resumed.join(log)).unwrap();
-            }
+            let resumed = place.path(&format!("{name}-from-{step}"));
+            copy_until(&whole, &resumed, step);
             finish(&RunConfig { output_dir: resumed.clone(), ..settings.clone() }, digits());
-            for file in ["checkpoint-6/model.safetensors", "checkpoint-6/optimizer.safetensors", "completions.jsonl"] {
-                let same = fs::read(whole.join(file)).unwrap() == fs::read(resumed.join(file)).unwrap();
-                assert!(same, "{resumed_name}: {file}");
-            }
-            assert_eq!(place.metrics(name), place.metrics(&resumed_name));
+            assert_same_run(&whole, &resumed, "checkpoint-6");
         }
         let weights = |step: u64| fs::read(whole.join(format!("checkpoint-{step}/model.safetensors"))).unwrap();
         assert!(weights(1) != weights(6), "a run that learns nothing shows nothing");
@@ -248,12 +157,12 @@ fn refused(settings: &RunConfig) -> (RecipeError, String) {
 /// A pair of equal texts and a row without a column are told by file and line; skipped, the rest is learned.
 #[test]
 fn bad_pairs_are_told_by_their_line() {
-    let place = Place::new();
+    let place = place();
     let good = "{\"prompt\": \"1+1=\", \"chosen\": \"2\", \"rejected\": \"3\"}\n";
     let equal = "{\"prompt\": \"1+2=\", \"chosen\": \"3\", \"rejected\": \"3\"}\n";
     let lacking = "{\"prompt\": \"1+2=\", \"chosen\": \"3\"}\n";
     place.write("pairs.jsonl", &[good, equal, good, lacking].concat());
-    let settings = place.settings("run", DpoPairs::File);
+    let settings = settings(&place, "run", DpoPairs::File);
     let (_, text) = refused(&settings);
     assert!(text.contains("pairs.jsonl:2: `chosen` and `rejected` are equal"), "{text}");
     assert!(text.contains("pairs.jsonl:4: no column `rejected`; the row has `prompt`, `chosen`"), "{text}");

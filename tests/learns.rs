@@ -4,6 +4,8 @@
 
 #[path = "support/fixtures.rs"]
 mod fixtures;
+#[path = "support/tiny_run.rs"]
+mod tiny_run;
 
 use std::fs;
 use std::path::Path;
@@ -27,6 +29,7 @@ use candlewick::trainer::{
     RolloutSource, StepContext,
 };
 use serde_json::Value;
+use tiny_run::timeless_metrics;
 
 /// A policy with its algorithm, stepped by hand.
 struct Run {
@@ -308,13 +311,7 @@ impl Workplace {
 
     /// The lines of metrics.jsonl without what the clock decides.
     fn metrics(&self, output: &str) -> Vec<serde_json::Map<String, Value>> {
-        let text = fs::read_to_string(self.path(output).join("metrics.jsonl")).unwrap();
-        let line = |line: &str| {
-            let mut object: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
-            object.retain(|name, _| name != "time" && !StepMetrics::is_wall_clock(name));
-            object
-        };
-        text.lines().map(line).collect()
+        timeless_metrics(&self.path(output))
     }
 
     fn read(&self, file: &str) -> Vec<u8> {
