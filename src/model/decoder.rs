@@ -31,10 +31,18 @@ pub struct PackedTokens {
 /// Keys and values of past tokens, a row a token; which rows belong to which sequence is the caller's business.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>, // [rows, K*E] each
+    /// `[2 L rows, K*E]`: the keys of the first layer, its values, the keys of the second and so on.
+    pub(super) values: Tensor,
+    pub(super) rows: usize,
 }
 
 impl KvCache {
+    /// Keys and values of a layer, `[rows, K*E]` each.
+    fn layer(&self, index: usize) -> Result<[Tensor; 2]> {
+        let part = |part: usize| self.values.narrow(0, (2 * index + part) * self.rows, self.rows);
+        Ok([part(0)?, part(1)?])
+    }
+
     /// Bytes of a cache with `rows` rows.
     #[must_use]
     pub fn bytes(config: &ModelConfig, rows: usize) -> usize {
@@ -43,17 +51,17 @@ impl KvCache {
 }
 
 #[derive(Debug)]
-struct Layer {
-    input_norm: Weight,
-    q: Linear,
-    k: Linear,
-    v: Linear,
-    qk_norm: Option<(Weight, Weight)>,
-    o: Linear,
-    post_norm: Weight,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+pub(super) struct Layer {
+    pub(super) input_norm: Weight,
+    pub(super) q: Linear,
+    pub(super) k: Linear,
+    pub(super) v: Linear,
+    pub(super) qk_norm: Option<(Weight, Weight)>,
+    pub(super) o: Linear,
+    pub(super) post_norm: Weight,
+    pub(super) gate: Linear,
+    pub(super) up: Linear,
+    pub(super) down: Linear,
 }
 
 /// What a layer keeps for its backward pass; the normed inputs and the gated product are computed again.
@@ -99,13 +107,13 @@ enum Keys<'a> {
 /// A pretrained causal language model without its head.
 #[derive(Debug)]
 pub struct Decoder {
-    config: ModelConfig,
+    pub(super) config: ModelConfig,
     params: Params,
-    heads: Heads,
-    inv_freq: Vec<f32>,
-    embed: Weight,
-    layers: Vec<Layer>,
-    norm: Weight,
+    pub(super) heads: Heads,
+    pub(super) inv_freq: Vec<f32>,
+    pub(super) embed: Weight,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Weight,
     head: Weight,
 }
 
@@ -154,9 +162,8 @@ impl Decoder {
     /// # Errors
     /// Fails where it cannot be allocated.
     pub fn new_cache(&self, rows: usize) -> Result<KvCache> {
-        let matrix = || Tensor::zeros((rows, self.heads.kv_width()), DType::F32, self.device());
-        let layers = (0..self.layers.len()).map(|_| Ok((matrix()?, matrix()?))).collect::<Result<_>>()?;
-        Ok(KvCache { layers })
+        let shape = (2 * self.layers.len() * rows, self.heads.kv_width());
+        Ok(KvCache { values: Tensor::zeros(shape, DType::F32, self.device())?, rows })
     }
 
     /// Hidden states after the final norm.
@@ -269,10 +276,10 @@ impl Decoder {
         let attended = match keys {
             Keys::Packed => attention(&q, &k, &v, contexts, heads)?,
             Keys::Cached { cache, rows } => {
-                let (cached_k, cached_v) = &cache.layers[index];
-                scatter_rows(cached_k, rows, &k)?;
-                scatter_rows(cached_v, rows, &v)?;
-                attention(&q, cached_k, cached_v, contexts, heads)?
+                let [cached_k, cached_v] = cache.layer(index)?;
+                scatter_rows(&cached_k, rows, &k)?;
+                scatter_rows(&cached_v, rows, &v)?;
+                attention(&q, &cached_k, &cached_v, contexts, heads)?
             }
         };
         let mid = layer.o.forward(&attended)?;

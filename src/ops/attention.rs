@@ -127,8 +127,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads
                 tile::attend_tile(q.rows(rows.clone()), k, v, &contexts[rows.start], heads, &mut scratch.tile, y);
             } else {
                 for (row, y) in rows.clone().zip(y.chunks_exact_mut(width)) {
-                    scratch.scores.resize(contexts[row].num_keys(), 0.0);
-                    attend_row(q.row(row), k, v, &contexts[row], heads, &mut scratch.scores, y);
+                    let Context { prefix, own } = &contexts[row];
+                    let part = |rows: &Range<usize>| Keys { k: k.rows(rows.clone()), v: v.rows(rows.clone()) };
+                    attend_row(q.row(row), [part(prefix), part(own)], heads, &mut scratch.scores, y);
                 }
             }
         });
@@ -165,22 +166,31 @@ fn runs(contexts: &[Context], longest: usize) -> Vec<Range<usize>> {
     runs
 }
 
+/// Keys and values of some tokens in a row, `[rows, K*E]` each.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    pub k: Mat<'a>,
+    pub v: Mat<'a>,
+}
+
 kernel! {
-    fn attend_row(q: &[f32], k: Mat<'_>, v: Mat<'_>, at: &Context, heads: Heads, scores: &mut [f32], y: &mut [f32]) {
+    /// Attention of one query `q [H*E]` over the keys of its prefix, then its own; `scores` is scratch.
+    pub(crate) fn attend_row(q: &[f32], keys: [Keys<'_>; 2], heads: Heads, scores: &mut Vec<f32>, y: &mut [f32]) {
         let (e, shared) = (heads.head_dim, heads.num_heads / heads.num_kv_heads);
-        let (k_stride, v_stride) = (k.stride, v.stride);
+        let [prefix, own] = keys;
+        scores.resize(prefix.k.rows + own.k.rows, 0.0);
         for head in 0..heads.num_heads {
-            let column = head / shared * e;
-            let sum = softmax_weights(&q[head * e..][..e], &k.data[column..], k_stride, at, heads.scale(), scores);
+            let (column, q) = (head / shared * e, &q[head * e..][..e]);
+            let (of_prefix, of_own) = scores.split_at_mut(prefix.k.rows);
+            score(q, prefix.k, column, heads.scale(), of_prefix);
+            score(q, own.k, column, heads.scale(), of_own);
+            let shift = max(scores);
+            let sum = exp_sum_in_place(scores, shift);
+            let (of_prefix, of_own) = scores.split_at(prefix.k.rows);
             let y = &mut y[head * e..][..e];
             y.fill(0.0);
-            let (prefix, own) = scores.split_at(at.prefix.len());
-            for (p, row) in prefix.iter().zip(at.prefix.clone()) {
-                axpy(*p, &v.data[row * v_stride + column..][..e], y);
-            }
-            for (p, row) in own.iter().zip(at.own.clone()) {
-                axpy(*p, &v.data[row * v_stride + column..][..e], y);
-            }
+            mix(of_prefix, prefix.v, column, y);
+            mix(of_own, own.v, column, y);
             for y in y.iter_mut() {
                 *y /= sum;
             }
@@ -188,19 +198,20 @@ kernel! {
     }
 }
 
-/// Fills `scores` with `exp(q·k * scale - max)` over the context and returns their sum; `k` starts at the head's
-/// column.
+/// `scores[row] = (q · k[row]) * scale`, the head of `k` that starts at `column`.
 #[inline(always)]
-fn softmax_weights(q: &[f32], k: &[f32], stride: usize, at: &Context, scale: f32, scores: &mut [f32]) -> f32 {
-    let (prefix, own) = scores.split_at_mut(at.prefix.len());
-    for (score, row) in prefix.iter_mut().zip(at.prefix.clone()) {
-        *score = dot(q, &k[row * stride..][..q.len()]) * scale;
+fn score(q: &[f32], k: Mat<'_>, column: usize, scale: f32, scores: &mut [f32]) {
+    for (row, score) in scores.iter_mut().enumerate() {
+        *score = dot(q, &k.data[row * k.stride + column..][..q.len()]) * scale;
     }
-    for (score, row) in own.iter_mut().zip(at.own.clone()) {
-        *score = dot(q, &k[row * stride..][..q.len()]) * scale;
+}
+
+/// `y += sum of weights[row] v[row]`, row by row.
+#[inline(always)]
+fn mix(weights: &[f32], v: Mat<'_>, column: usize, y: &mut [f32]) {
+    for (row, weight) in weights.iter().enumerate() {
+        axpy(*weight, &v.data[row * v.stride + column..][..y.len()], y);
     }
-    let shift = max(scores);
-    exp_sum_in_place(scores, shift)
 }
 
 fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Heads) -> Result<()> {

@@ -62,8 +62,8 @@ pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
 }
 
 kernel! {
-    /// Rows `first..` of the input into the rows of `y`.
-    fn gate_rows(x: Mat<'_>, first: usize, width: usize, y: &mut [f32]) {
+    /// [`silu_mul`] of rows `first..` of the input into the rows of `y`.
+    pub(crate) fn gate_rows(x: Mat<'_>, first: usize, width: usize, y: &mut [f32]) {
         for (row, y) in y.chunks_exact_mut(width).enumerate() {
             let (gate, up) = x.row(first + row).split_at(width);
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
@@ -90,7 +90,8 @@ kernel! {
 }
 
 kernel! {
-    fn add(y: &mut [f32], x: &[f32]) {
+    /// `y += x`
+    pub(crate) fn add(y: &mut [f32], x: &[f32]) {
         y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
     }
 }

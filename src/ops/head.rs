@@ -65,13 +65,10 @@ kernel! {
 /// # Errors
 /// Fails for tensors that are not f32 on the CPU.
 pub fn map_rows<R: Send>(x: &Tensor, f: impl Fn(usize, &mut [f32]) -> R + Sync) -> Result<Vec<R>> {
-    let results = std::cell::RefCell::new(Vec::new());
     update(x, |x| {
         let cols = x.cols;
-        *results.borrow_mut() = x.data.par_chunks_mut(cols.max(1)).enumerate().map(|(row, x)| f(row, x)).collect();
-        Ok(())
-    })?;
-    Ok(results.into_inner())
+        Ok(x.data.par_chunks_mut(cols.max(1)).enumerate().map(|(row, x)| f(row, x)).collect())
+    })
 }
 
 /// Log-prob and entropy of every prediction.

@@ -2,7 +2,7 @@
 
 use super::Weight;
 use super::math::axpy;
-use super::matmul::{Form, matmul_into};
+use super::matmul::{Form, Packed, matmul_into, matmul_packed};
 use super::simd::kernel;
 use super::storage::{Mat, MatMut, mat, update};
 use candle_core::{DType, Result, Tensor};
@@ -39,9 +39,7 @@ impl Linear {
         let (storage, layout) = bias.value().storage_and_layout();
         let bias = mat(&storage, layout)?;
         update(y, |mut y| {
-            for row in 0..y.rows {
-                y.row(row).iter_mut().zip(bias.row(0)).for_each(|(y, b)| *y += b);
-            }
+            add_to_rows(&mut y, bias.row(0));
             Ok(())
         })
     }
@@ -71,6 +69,57 @@ impl Linear {
             })?;
         }
         Ok(())
+    }
+}
+
+/// Linear maps of one input side by side, laid out for many calls with few rows each; see [`Packed`].
+#[derive(Debug)]
+pub(crate) struct PackedLinear {
+    weight: Packed,
+    bias: Option<Vec<f32>>,
+}
+
+impl PackedLinear {
+    /// A copy of the maps as they are now.
+    ///
+    /// # Errors
+    /// Fails for weights that are not f32 on the CPU.
+    pub fn new(maps: &[&Linear]) -> Result<Self> {
+        let guards: Vec<_> = maps.iter().map(|map| map.weight.value().storage_and_layout()).collect();
+        let weights = guards.iter().map(|(storage, layout)| mat(storage, layout)).collect::<Result<Vec<_>>>()?;
+        let bias = maps.iter().any(|map| map.bias.is_some()).then(|| {
+            let of = |map: &&Linear| match &map.bias {
+                Some(bias) => bias.value().to_vec1(),
+                None => Ok(vec![0.0; map.weight.value().dim(0)?]),
+            };
+            maps.iter().map(of).collect::<Result<Vec<_>>>().map(|parts| parts.concat())
+        });
+        Ok(Self { weight: Packed::new(&weights), bias: bias.transpose()? })
+    }
+
+    /// Columns of the result.
+    pub fn cols(&self) -> usize {
+        self.weight.cols()
+    }
+
+    /// [`Linear::forward`] of each map, side by side, in the same bits: `x [N, in]`, `y [N, sum of out]`.
+    ///
+    /// # Errors
+    /// Fails where the shapes do not fit.
+    pub fn forward(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
+        matmul_packed(y, x, &self.weight, threads)?;
+        if let Some(bias) = &self.bias {
+            add_to_rows(y, bias);
+        }
+        Ok(())
+    }
+}
+
+kernel! {
+    fn add_to_rows(y: &mut MatMut<'_>, bias: &[f32]) {
+        for row in 0..y.rows {
+            y.row(row).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
     }
 }
 

@@ -1,5 +1,11 @@
 //! Matrix products on row views, through the `gemm` crate.
 
+mod packed;
+mod tile;
+
+pub(crate) use packed::{Packed, matmul_packed};
+
+use super::math::LANES;
 use super::storage::{Mat, MatMut, mat, update};
 use candle_core::{Result, Tensor, bail};
 use gemm::Parallelism;
@@ -64,14 +70,13 @@ fn check(dst: &MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form) -> Result<(usize,
 const GENERAL_KERNEL: usize = 16 * 16 + 1;
 /// The depth that gemm sums in one go, whatever the other sizes.
 const DEPTH: usize = 512;
-/// Up to this many outputs gemm's depth blocking depends on the number of rows.
-const NARROW: usize = 64;
 
 /// The forward product, so that a row's bits do not depend on how many rows stand beside it.
 ///
-/// gemm picks a kernel, and with it the order of the sum over K, by the sizes. Two of its choices depend on the number
-/// of rows: tiny products go to another kernel, which rows of zeros avoid, and the depth of a block changes for
-/// narrow outputs, which cutting K here avoids. `linear.rs` tests the result.
+/// gemm picks a kernel, and with it the order of the sum over K, by the sizes: tiny products go to another kernel, which
+/// rows of zeros avoid, and the depth of a block varies, which cutting K here avoids. What is left is one order: chains
+/// of multiply-adds over [`DEPTH`] values, whose results are added from the first to the last. `linear.rs` tests that
+/// rows are independent, `packed.rs` that it computes the same.
 fn forward(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
     let rows = GENERAL_KERNEL.div_ceil(dst.cols).max(2);
     if a.rows < rows {
@@ -96,15 +101,11 @@ fn forward(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
 }
 
 fn blocks(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, accumulate: bool) {
-    if b.rows > NARROW || a.cols <= DEPTH {
-        return call(dst, a, b, Form::Nt, accumulate, parallelism());
-    }
-    let mut start = 0;
-    while start < a.cols {
+    // A sum of nothing is written, too.
+    for start in (0..a.cols.max(1)).step_by(DEPTH) {
         let depth = DEPTH.min(a.cols - start);
         let (a, b) = (a.columns(start, depth), b.columns(start, depth));
         call(dst, a, b, Form::Nt, accumulate || start > 0, parallelism());
-        start += depth;
     }
 }
 

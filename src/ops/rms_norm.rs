@@ -44,7 +44,8 @@ pub fn rms_norm_into(x: &Tensor, weight: &Weight, eps: f64, y: &Tensor) -> Resul
 }
 
 kernel! {
-    fn norm_row(x: &[f32], w: &[f32], eps: f64, y: &mut [f32]) {
+    /// [`rms_norm`] of any number of pieces of the weight's size.
+    pub(crate) fn norm_row(x: &[f32], w: &[f32], eps: f64, y: &mut [f32]) {
         for (x, y) in x.chunks_exact(w.len()).zip(y.chunks_exact_mut(w.len())) {
             let scale = inverse_rms(x, eps);
             for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
@@ -73,10 +74,9 @@ pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: 
     let (w_storage, w_layout) = weight.value().storage_and_layout();
     let (x, g, w) = (mat(&x_storage, x_layout)?, mat(&g_storage, g_layout)?, mat(&w_storage, w_layout)?.row(0));
     let wants_dw = weight.grad().is_some();
-    let partial = std::sync::Mutex::new(Vec::new());
-    update(dx, |dx| {
+    let sums: Vec<Vec<f32>> = update(dx, |dx| {
         let (cols, stride, out) = (dx.cols, dx.stride, Shared::new(dx.data));
-        let sums: Vec<Vec<f32>> = (0..x.rows.div_ceil(ROWS))
+        Ok((0..x.rows.div_ceil(ROWS))
             .into_par_iter()
             .map(|block| {
                 let mut dw = vec![0.0f32; if wants_dw { w.len() } else { 0 }];
@@ -86,12 +86,9 @@ pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: 
                 rows.for_each(|row| backward_row(x.row(row), g.row(row), w, eps, row_of(row), &mut dw));
                 dw
             })
-            .collect();
-        *partial.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = sums;
-        Ok(())
+            .collect())
     })?;
     if let Some(grad) = weight.grad() {
-        let sums = partial.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         update(grad, |grad| {
             for dw in &sums {
                 axpy(1.0, dw, grad.data);

@@ -50,6 +50,13 @@ impl RopeTable {
     }
 }
 
+impl RopeTable {
+    /// [`RopeTable::rotate`] of one row: every head of `x` by the angles of token `row`.
+    pub(crate) fn rotate_one(&self, row: usize, x: &mut [f32]) {
+        rotate_row(x, &self.cos[row * self.half..][..self.half], &self.sin[row * self.half..][..self.half], 1.0);
+    }
+}
+
 kernel! {
     fn rotate_row(x: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();

@@ -33,6 +33,15 @@ pub(crate) fn level() -> Level {
     Level::Plain
 }
 
+/// Whether vectors of 16 values fill the registers of this machine.
+#[inline]
+pub(crate) fn wide() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return level() == Level::Avx512;
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// Defines a function whose body is compiled once for each [`Level`]. What the body calls must be
 /// `#[inline(always)]`, or it is compiled for the plain target only.
 macro_rules! kernel {

@@ -1,6 +1,7 @@
 //! Rows of f32 behind candle tensors: read views and in-place updates for the CPU kernels.
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use std::cell::Cell;
 use std::ops::Range;
 
 /// A matrix view: `rows` rows of `cols` values, the first value of each `stride` after the last row's.
@@ -93,9 +94,10 @@ pub(crate) fn mat<'a>(storage: &'a Storage, layout: &Layout) -> Result<Mat<'a>> 
     Ok(Mat { data: &values[offset..offset + extent(rows, cols, stride)], rows, cols, stride })
 }
 
-struct Update<F>(F);
+/// A call that has not happened yet, and what it gave; candle lends an operation to itself without `mut`.
+struct Update<F, R>(Cell<Option<F>>, Cell<Option<R>>);
 
-impl<F: Fn(MatMut<'_>) -> Result<()>> InplaceOp1 for Update<F> {
+impl<R, F: FnOnce(MatMut<'_>) -> Result<R>> InplaceOp1 for Update<F, R> {
     fn name(&self) -> &'static str {
         "update"
     }
@@ -106,13 +108,18 @@ impl<F: Fn(MatMut<'_>) -> Result<()>> InplaceOp1 for Update<F> {
         };
         let (offset, rows, cols, stride) = geometry(layout)?;
         let data = &mut values[offset..offset + extent(rows, cols, stride)];
-        (self.0)(MatMut { data, rows, cols, stride })
+        if let Some(f) = self.0.take() {
+            self.1.set(Some(f(MatMut { data, rows, cols, stride })?));
+        }
+        Ok(())
     }
 }
 
-/// Changes a tensor in place; every tensor that shares its storage sees the change.
-pub(crate) fn update(tensor: &Tensor, f: impl Fn(MatMut<'_>) -> Result<()>) -> Result<()> {
-    tensor.inplace_op1(&Update(f))
+/// Changes a tensor in place, and returns what `f` does; every tensor that shares its storage sees the change.
+pub(crate) fn update<R>(tensor: &Tensor, f: impl FnOnce(MatMut<'_>) -> Result<R>) -> Result<R> {
+    let update = Update(Cell::new(Some(f)), Cell::new(None));
+    tensor.inplace_op1(&update)?;
+    update.1.into_inner().ok_or_else(|| candle_core::Error::msg("an update in place that was not called").bt())
 }
 
 /// Sets every element to zero.
@@ -139,6 +146,15 @@ unsafe impl Sync for Shared {}
 impl Shared {
     pub fn new(data: &mut [f32]) -> Self {
         Self(data.as_mut_ptr())
+    }
+
+    /// The `len` values from `start`, to read.
+    ///
+    /// # Safety
+    /// The range lies within the buffer, the buffer outlives the slice, and no task writes to it meanwhile.
+    pub unsafe fn read<'a>(&self, start: usize, len: usize) -> &'a [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
     }
 
     /// The `len` values from `start`.

@@ -6,13 +6,10 @@
 
 use super::sampler::{SamplingConfig, sample_token};
 use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
-use crate::model::{Decoder, KvCache, ModelConfig};
+use crate::model::{Decoder, KvCache, ModelConfig, NewTokens, PackedDecoder};
 use crate::ops::attention::Context;
-use crate::ops::embedding::gather_rows;
-use crate::ops::head::{logits, map_rows};
 use crate::rng::{self, Stream};
 use crate::text::{FinishReason, StopRules, StopState, Tokenizer};
-use candle_core::Tensor;
 use std::collections::VecDeque;
 
 /// Bytes that the cache may take when the number of slots is left to the engine.
@@ -86,8 +83,8 @@ impl Observer for () {}
 /// A prompt whose keys and values are in the cache.
 struct Prefilled {
     block: usize,
-    /// Logits come from the last token's hidden state: `[1, D]`.
-    last_hidden: Tensor,
+    /// Logits come from the last token's hidden state: `[D]`.
+    last_hidden: Vec<f32>,
     unfinished: usize,
 }
 
@@ -142,6 +139,7 @@ impl CacheShape {
 struct Run<'a, 'e> {
     engine: &'e Engine<'a>,
     requests: &'e [RolloutRequest],
+    packed: PackedDecoder<'a>,
     cache: KvCache,
     shape: CacheShape,
     free_blocks: Vec<usize>,
@@ -220,6 +218,7 @@ impl<'a, 'e> Run<'a, 'e> {
         Ok(Self {
             engine,
             requests,
+            packed: PackedDecoder::new(engine.decoder)?,
             cache: engine.decoder.new_cache(shape.rows())?,
             shape,
             free_blocks: (0..shape.prompt_blocks).rev().collect(),
@@ -286,12 +285,12 @@ impl<'a, 'e> Run<'a, 'e> {
                 contexts.push(Context { prefix: 0..0, own: base..base + position + 1 });
             }
             ids.extend_from_slice(prompt);
-            lasts.push((*request, block, ids.len() as u32 - 1));
+            lasts.push((*request, block, ids.len() - 1));
         }
         let hidden = self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?;
         self.stats.tokens_forwarded += ids.len();
         for (request, block, last) in lasts {
-            let last_hidden = gather_rows(&hidden, &[last])?;
+            let last_hidden = hidden.get(last)?.to_vec1()?;
             let unfinished = self.requests[request].num_generations;
             self.prefilled[request] = Some(Prefilled { block, last_hidden, unfinished });
         }
@@ -300,8 +299,8 @@ impl<'a, 'e> Run<'a, 'e> {
 
     /// The hidden state that each active completion's next token is drawn from, `[A, D]`: the first `moving` run their
     /// last token, the others have just got their slot.
-    fn next_hidden(&mut self, active: &[Active], moving: usize) -> Result<Tensor, RolloutError> {
-        let mut parts = Vec::new();
+    fn next_hidden(&mut self, active: &[Active], moving: usize) -> Result<Vec<f32>, RolloutError> {
+        let mut hidden = Vec::new();
         if moving > 0 {
             let (mut ids, mut positions, mut rows, mut contexts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             for a in &active[..moving] {
@@ -313,12 +312,13 @@ impl<'a, 'e> Run<'a, 'e> {
                 rows.push((own + a.ids.len() - 1) as u32);
                 contexts.push(Context { prefix: prefix..prefix + prompt_len, own: own..own + a.ids.len() });
             }
-            parts.push(self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?);
+            let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
+            hidden = self.packed.forward(tokens, &mut self.cache)?;
             self.stats.tokens_forwarded += ids.len();
         }
         let starting = active[moving..].iter().filter_map(|a| self.prefilled[a.request].as_ref());
-        parts.extend(starting.map(|p| p.last_hidden.clone()));
-        Ok(Tensor::cat(&parts, 0)?)
+        starting.for_each(|prompt| hidden.extend_from_slice(&prompt.last_hidden));
+        Ok(hidden)
     }
 
     fn slot_row(&self, slot: usize) -> usize {
@@ -329,13 +329,12 @@ impl<'a, 'e> Run<'a, 'e> {
     fn sample(
         &mut self,
         active: &mut [Active],
-        hidden: &Tensor,
+        hidden: &[f32],
         observer: &mut dyn Observer,
     ) -> Result<(), RolloutError> {
         let (engine, requests) = (self.engine, self.requests);
-        let z = logits(hidden, engine.decoder.head())?;
         let waiting: &[Active] = active;
-        let drawn = map_rows(&z, |row, z| {
+        let drawn = self.packed.map_logits(hidden, |row, z| {
             let a = &waiting[row];
             let request = &requests[a.request];
             let completion = request.first_completion + a.completion as u64;

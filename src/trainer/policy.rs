@@ -119,9 +119,7 @@ impl Policy {
             let flat = grad.flatten_all()?;
             let (storage, layout) = flat.storage_and_layout();
             let values = mat(&storage, layout)?.data;
-            let moments = std::cell::RefCell::new((m, v));
             update(&param.weight.value().flatten_all()?, |theta| {
-                let (m, v) = &mut *moments.borrow_mut();
                 crate::optim::adamw_update(theta.data, m, v, values, &factors, *decay);
                 Ok(())
             })?;
