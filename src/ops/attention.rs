@@ -8,12 +8,12 @@
 //! Scores of one query and head are all that is ever held; the backward pass computes them again.
 
 mod backward;
+mod row;
 mod tile;
 
 pub use backward::attention_backward;
+pub(crate) use row::{Keys, attend_row};
 
-use super::math::{axpy, dot, exp_sum_in_place, max};
-use super::simd::kernel;
 use super::storage::{Mat, Shared, mat, update};
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -164,54 +164,6 @@ fn runs(contexts: &[Context], longest: usize) -> Vec<Range<usize>> {
         }
     }
     runs
-}
-
-/// Keys and values of some tokens in a row, `[rows, K*E]` each.
-#[derive(Clone, Copy)]
-pub(crate) struct Keys<'a> {
-    pub k: Mat<'a>,
-    pub v: Mat<'a>,
-}
-
-kernel! {
-    /// Attention of one query `q [H*E]` over the keys of its prefix, then its own; `scores` is scratch.
-    pub(crate) fn attend_row(q: &[f32], keys: [Keys<'_>; 2], heads: Heads, scores: &mut Vec<f32>, y: &mut [f32]) {
-        let (e, shared) = (heads.head_dim, heads.num_heads / heads.num_kv_heads);
-        let [prefix, own] = keys;
-        scores.resize(prefix.k.rows + own.k.rows, 0.0);
-        for head in 0..heads.num_heads {
-            let (column, q) = (head / shared * e, &q[head * e..][..e]);
-            let (of_prefix, of_own) = scores.split_at_mut(prefix.k.rows);
-            score(q, prefix.k, column, heads.scale(), of_prefix);
-            score(q, own.k, column, heads.scale(), of_own);
-            let shift = max(scores);
-            let sum = exp_sum_in_place(scores, shift);
-            let (of_prefix, of_own) = scores.split_at(prefix.k.rows);
-            let y = &mut y[head * e..][..e];
-            y.fill(0.0);
-            mix(of_prefix, prefix.v, column, y);
-            mix(of_own, own.v, column, y);
-            for y in y.iter_mut() {
-                *y /= sum;
-            }
-        }
-    }
-}
-
-/// `scores[row] = (q · k[row]) * scale`, the head of `k` that starts at `column`.
-#[inline(always)]
-fn score(q: &[f32], k: Mat<'_>, column: usize, scale: f32, scores: &mut [f32]) {
-    for (row, score) in scores.iter_mut().enumerate() {
-        *score = dot(q, &k.data[row * k.stride + column..][..q.len()]) * scale;
-    }
-}
-
-/// `y += sum of weights[row] v[row]`, row by row.
-#[inline(always)]
-fn mix(weights: &[f32], v: Mat<'_>, column: usize, y: &mut [f32]) {
-    for (row, weight) in weights.iter().enumerate() {
-        axpy(*weight, &v.data[row * v.stride + column..][..y.len()], y);
-    }
 }
 
 fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Heads) -> Result<()> {

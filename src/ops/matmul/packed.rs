@@ -81,8 +81,11 @@ fn columns<'d>(x: Mat<'_>, w: &Packed, strips: Range<usize>, dst: impl Fn(usize,
             let x = x.rows(rows.clone());
             for block in cut(0..w.depth, DEPTH) {
                 for k in cut(block.clone(), STEP) {
-                    let b = &w.strips[strips.start * w.depth + k.start..];
-                    multiply(x.columns(k.start, k.len()), b, w.depth, strips.len(), k.start == block.start, &mut sums);
+                    let start = strips.start * w.depth + k.start;
+                    let next = if k.end < w.depth { start + k.len() } else { strips.end * w.depth };
+                    let (b, next) = (&w.strips[start..], w.strips.as_ptr().wrapping_add(next));
+                    let x = x.columns(k.start, k.len());
+                    multiply(x, b, next, w.depth, strips.len(), k.start == block.start, &mut sums);
                 }
                 for (row, sums) in rows.clone().zip(&sums) {
                     place(sums, dst(row, cols.clone()), block.start > 0);

@@ -18,17 +18,35 @@ kernel! {
     /// `sums (+)= a b`: each sum runs on from its value, or from 0 with `fresh`, in one chain of multiply-adds over the
     /// columns of `a` in order.
     ///
-    /// `b` holds the strips, from the first of these columns on; they lie `strip` vectors apart.
+    /// `b` holds the strips, from the first of these columns on; they lie `strip` vectors apart. `next` is where the
+    /// strips of the next product start, which are asked for meanwhile.
     ///
     /// # Panics
     /// Panics where `b` or `sums` is too short.
-    pub(super) fn multiply(a: Mat<'_>, b: &[Vector], strip: usize, strips: usize, fresh: bool, sums: &mut [Sums]) {
+    pub(super) fn multiply(
+        a: Mat<'_>,
+        b: &[Vector],
+        next: *const Vector,
+        strip: usize,
+        strips: usize,
+        fresh: bool,
+        sums: &mut [Sums],
+    ) {
         if a.rows == 0 || a.cols == 0 {
             return;
         }
         assert!(strips >= 1 && (strips - 1) * strip + a.cols <= b.len() && a.rows <= sums.len());
         assert!((a.rows - 1) * a.stride + a.cols <= a.data.len());
-        let task = Task { a: a.data.as_ptr(), stride: a.stride, rows: a.rows, depth: a.cols, b: b.as_ptr(), strip, fresh };
+        let task = Task {
+            a: a.data.as_ptr(),
+            stride: a.stride,
+            rows: a.rows,
+            depth: a.cols,
+            b: b.as_ptr(),
+            next,
+            strip,
+            fresh,
+        };
         // SAFETY: the slices hold what the tiles read and write, as was just checked.
         unsafe {
             match (wide(), strips) {
@@ -47,6 +65,7 @@ struct Task {
     rows: usize,
     depth: usize,
     b: *const Vector,
+    next: *const Vector,
     strip: usize,
     fresh: bool,
 }
@@ -74,6 +93,19 @@ unsafe fn tiles<const R: usize, const S: usize>(t: &Task, first: usize, sums: *m
     }
 }
 
+/// Asks for a line of memory, whether it exists or not: weights come from far away, and each only once.
+#[inline(always)]
+fn prefetch(address: *const Vector) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: no access: an address that cannot be read is passed over.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become registers")]
 unsafe fn tile<const R: usize, const S: usize>(t: &Task, row: usize, first: usize, sums: *mut Sums) {
@@ -90,7 +122,15 @@ unsafe fn tile<const R: usize, const S: usize>(t: &Task, row: usize, first: usiz
                 }
             }
         }
+        // Each tile asks for its share of the next strips, spread over its steps.
+        let mut due = row / R;
         for k in 0..t.depth {
+            if k == due {
+                for s in 0..S {
+                    prefetch(t.next.wrapping_add((first + s) * t.strip + k));
+                }
+                due += t.rows.div_ceil(R);
+            }
             let mut columns = [[0.0f32; LANES]; S];
             for s in 0..S {
                 columns[s] = *b.add(s * t.strip + k);
