@@ -223,6 +223,11 @@ fn mix<const CHUNKS: usize>(
     column: usize,
     mixed: &mut [[[f32; LANES]; CHUNKS]; MIXED],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::ops::simd::wide() {
+        // SAFETY: the machine has AVX-512.
+        return unsafe { mix_wide(weights, row, v, stride, column, mixed) };
+    }
     let mut sums = *mixed;
     for (key, weights) in weights.iter().enumerate() {
         let (values, _) = v[key * stride + column..][..CHUNKS * LANES].as_chunks::<LANES>();
@@ -236,4 +241,44 @@ fn mix<const CHUNKS: usize>(
         }
     }
     *mixed = sums;
+}
+
+/// [`mix`] with the lanes where they belong: compilers put the queries there, and gather their values one by one.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+#[allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become registers")]
+fn mix_wide<const CHUNKS: usize>(
+    weights: &[Lanes],
+    row: usize,
+    v: &[f32],
+    stride: usize,
+    column: usize,
+    mixed: &mut [[[f32; LANES]; CHUNKS]; MIXED],
+) {
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps};
+    let mut sums = [[_mm512_setzero_ps(); CHUNKS]; MIXED];
+    for i in 0..MIXED {
+        for c in 0..CHUNKS {
+            // SAFETY: a vector's length.
+            sums[i][c] = unsafe { _mm512_loadu_ps(mixed[i][c].as_ptr()) };
+        }
+    }
+    for (key, weights) in weights.iter().enumerate() {
+        let values = &v[key * stride + column..][..CHUNKS * LANES];
+        let weights = &weights[row..row + MIXED];
+        for c in 0..CHUNKS {
+            // SAFETY: `values` has as many vectors.
+            let value = unsafe { _mm512_loadu_ps(values.as_ptr().add(c * LANES)) };
+            for i in 0..MIXED {
+                sums[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i]), value, sums[i][c]);
+            }
+        }
+    }
+    for i in 0..MIXED {
+        for c in 0..CHUNKS {
+            // SAFETY: a vector's length.
+            unsafe { _mm512_storeu_ps(mixed[i][c].as_mut_ptr(), sums[i][c]) };
+        }
+    }
 }
