@@ -18,6 +18,7 @@ use crate::ops::embedding::{embedding, embedding_backward, scatter_rows, zeros};
 use crate::ops::linear::Linear;
 use crate::ops::rms_norm::{rms_norm, rms_norm_backward, rms_norm_into};
 use crate::ops::rope::RopeTable;
+use crate::ops::storage::unset;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Tokens of any number of sequences, one after the other.
@@ -255,7 +256,7 @@ impl Decoder {
         let (eps, heads) = (self.config.rms_norm_eps, self.heads);
         let n = x.dim(0)?;
         let h = rms_norm(&x, &layer.input_norm, eps)?;
-        let mut qkv = zeros(n, heads.qkv_width(), &x)?;
+        let mut qkv = unset(n, heads.qkv_width(), &x)?;
         let [q, k, v] = split(&qkv, heads)?;
         layer.q.forward_into(&h, &q)?;
         layer.k.forward_into(&h, &k)?;
@@ -286,7 +287,7 @@ impl Decoder {
         add_into(&mid, &x)?;
         let h = rms_norm(&mid, &layer.post_norm, eps)?;
         let width = self.config.intermediate_size;
-        let gate_up = zeros(n, 2 * width, &x)?;
+        let gate_up = unset(n, 2 * width, &x)?;
         layer.gate.forward_into(&h, &gate_up.narrow(1, 0, width)?)?;
         layer.up.forward_into(&h, &gate_up.narrow(1, width, width)?)?;
         let y = layer.down.forward(&silu_mul(&gate_up)?)?;
@@ -308,19 +309,19 @@ impl Decoder {
         let width = self.config.intermediate_size;
         let Activations { x, raw_qkv, qkv, attended, mid, gate_up } = kept;
 
-        let d_gated = zeros(n, width, g)?;
+        let d_gated = unset(n, width, g)?;
         layer.down.backward(g, &silu_mul(&gate_up)?, &d_gated, false)?;
         let d_gate_up = silu_mul_backward(&d_gated, &gate_up)?;
         drop((d_gated, gate_up));
         let h = rms_norm(&mid, &layer.post_norm, eps)?;
-        let dh = zeros(n, d, g)?;
+        let dh = unset(n, d, g)?;
         layer.gate.backward(&d_gate_up.narrow(1, 0, width)?, &h, &dh, false)?;
         layer.up.backward(&d_gate_up.narrow(1, width, width)?, &h, &dh, true)?;
         drop(d_gate_up);
         rms_norm_backward(&dh, &mid, &layer.post_norm, eps, g)?;
         drop(mid);
 
-        let d_attended = zeros(n, heads.q_width(), g)?;
+        let d_attended = unset(n, heads.q_width(), g)?;
         layer.o.backward(g, &attended, &d_attended, false)?;
         drop(attended);
         let mut d_qkv = attention_backward(&d_attended, &qkv, segments, heads)?;

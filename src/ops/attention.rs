@@ -14,8 +14,8 @@ mod tile;
 pub use backward::attention_backward;
 pub(crate) use row::{Keys, attend_row};
 
-use super::storage::{Mat, Shared, mat, update};
-use candle_core::{DType, Result, Tensor, bail};
+use super::storage::{Mat, Shared, mat, unset, update};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -110,7 +110,7 @@ pub fn contexts(segments: &[Segment], num_rows: usize) -> Result<Vec<Context>> {
 /// # Errors
 /// Fails where shapes or contexts do not fit.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads: Heads) -> Result<Tensor> {
-    let y = Tensor::zeros((q.dim(0)?, heads.q_width()), DType::F32, q.device())?;
+    let y = unset(q.dim(0)?, heads.q_width(), q)?;
     let (q_storage, q_layout) = q.storage_and_layout();
     let (k_storage, k_layout) = k.storage_and_layout();
     let (v_storage, v_layout) = v.storage_and_layout();

@@ -2,8 +2,8 @@
 
 use super::math::exp;
 use super::simd::kernel;
-use super::storage::{Mat, mat, update};
-use candle_core::{DType, Result, Tensor, bail};
+use super::storage::{Mat, mat, unset, update};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Values a task takes at a time.
@@ -18,7 +18,7 @@ const VALUES: usize = 16 * 1024;
 /// Fails where the number of columns is odd.
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     let (n, width) = half(gate_up)?;
-    let y = Tensor::zeros((n, width), DType::F32, gate_up.device())?;
+    let y = unset(n, width, gate_up)?;
     let (storage, layout) = gate_up.storage_and_layout();
     let x = mat(&storage, layout)?;
     update(&y, |y| {
@@ -46,7 +46,7 @@ pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     if g.dims() != [n, width] {
         bail!("silu_mul: gradient {:?} for an input {:?}", g.dims(), gate_up.dims());
     }
-    let dx = Tensor::zeros((n, 2 * width), DType::F32, g.device())?;
+    let dx = unset(n, 2 * width, g)?;
     let (g_storage, g_layout) = g.storage_and_layout();
     let (storage, layout) = gate_up.storage_and_layout();
     let (g, x) = (mat(&g_storage, g_layout)?, mat(&storage, layout)?);

@@ -3,11 +3,11 @@
 //! With `z = h Wᵀ / temperature`: `l_y = z_y - logsumexp(z)` and `H = logsumexp(z) - sum z softmax(z)`, in nats.
 
 use super::Weight;
-use super::embedding::{gather_rows, scatter_add_rows, zeros};
-use super::math::{exp, logsumexp_entropy};
+use super::embedding::{gather_rows, scatter_add_rows};
+use super::math::{LANES, exp, logsumexp_entropy};
 use super::matmul::{Form, matmul_into};
 use super::simd::kernel;
-use super::storage::update;
+use super::storage::{unset, update};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
@@ -42,7 +42,7 @@ pub struct TokenLogprobs {
 /// # Errors
 /// Fails where the shapes do not fit.
 pub fn logits(hidden: &Tensor, weight: &Weight) -> Result<Tensor> {
-    let z = zeros(hidden.dim(0)?, weight.value().dim(0)?, hidden)?;
+    let z = unset(hidden.dim(0)?, weight.value().dim(0)?, hidden)?;
     matmul_into(&z, hidden, weight.value(), Form::Nt, false)?;
     Ok(z)
 }
@@ -57,6 +57,23 @@ kernel! {
             *z /= temperature;
         }
         logsumexp_entropy(z)
+    }
+}
+
+kernel! {
+    /// Writes `exp(z - lse)`, the probabilities of some tokens of a row, to `out`, and returns their sum.
+    pub(crate) fn row_probabilities(z: &[f32], lse: f32, out: &mut [f32]) -> f64 {
+        let out = &mut out[..z.len()];
+        for (p, z) in out.iter_mut().zip(z) {
+            *p = exp(*z - lse);
+        }
+        let mut sums = [0.0f64; LANES];
+        for block in out.chunks(LANES) {
+            for (sum, p) in sums.iter_mut().zip(block) {
+                *sum += f64::from(*p);
+            }
+        }
+        sums.iter().sum()
     }
 }
 
@@ -129,7 +146,7 @@ pub fn token_logprobs_backward(
             let grad_h = grad_h.map_or(0.0, |g| g[i]);
             logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h);
         })?;
-        let dh = zeros(h.dim(0)?, h.dim(1)?, &h)?;
+        let dh = unset(h.dim(0)?, h.dim(1)?, &h)?;
         matmul_into(&dh, &z, weight.value(), Form::Nn, false)?;
         scatter_add_rows(d_hidden, tile.rows, &dh)?;
         if let Some(grad) = weight.grad() {
@@ -175,6 +192,7 @@ fn tiles<'a>(weight: &Weight, all: Predictions<'a>) -> Result<impl Iterator<Item
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::embedding::zeros;
     use crate::ops::testing::{assert_close, random, reference_gradients, variable};
 
     /// The naive reference, differentiable by candle: `[2, R]`, log-probs above entropies.

@@ -4,8 +4,8 @@ use super::Weight;
 use super::math::axpy;
 use super::matmul::{Form, Packed, matmul_into, matmul_packed};
 use super::simd::kernel;
-use super::storage::{Mat, MatMut, mat, update};
-use candle_core::{DType, Result, Tensor};
+use super::storage::{Mat, MatMut, mat, unset, update};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 /// A weight `[out, in]` with an optional bias `[out]`.
@@ -24,7 +24,7 @@ impl Linear {
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = Tensor::zeros((x.dim(0)?, self.weight.value().dim(0)?), DType::F32, x.device())?;
+        let y = unset(x.dim(0)?, self.weight.value().dim(0)?, x)?;
         self.forward_into(x, &y)?;
         Ok(y)
     }

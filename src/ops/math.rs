@@ -151,11 +151,6 @@ pub(crate) fn logsumexp_entropy(row: &[f32]) -> (f32, f32) {
     (shift + log_sum, log_sum - reduce(weighted, |x, y| x + y) / sum)
 }
 
-/// The probabilities of a row of logits whose logsumexp is `lse`, in order.
-pub(crate) fn row_probabilities(row: &[f32], lse: f32) -> impl Iterator<Item = f32> {
-    row.iter().map(move |z| exp(z - lse))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,8 +3,8 @@
 use super::Weight;
 use super::math::{axpy, dot, dot3};
 use super::simd::kernel;
-use super::storage::{Shared, mat, update};
-use candle_core::{DType, Result, Tensor, bail};
+use super::storage::{Shared, mat, unset, update};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Rows a task takes at a time; also the fixed unit in which weight gradients are summed.
@@ -18,7 +18,8 @@ const ROWS: usize = 32;
 /// # Errors
 /// Fails where C is no multiple of E.
 pub fn rms_norm(x: &Tensor, weight: &Weight, eps: f64) -> Result<Tensor> {
-    let y = Tensor::zeros(x.dims2()?, DType::F32, x.device())?;
+    let (rows, cols) = x.dims2()?;
+    let y = unset(rows, cols, x)?;
     rms_norm_into(x, weight, eps, &y)?;
     Ok(y)
 }

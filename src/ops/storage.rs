@@ -1,6 +1,6 @@
 //! Rows of f32 behind candle tensors: read views and in-place updates for the CPU kernels.
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -120,6 +120,19 @@ pub(crate) fn update<R>(tensor: &Tensor, f: impl FnOnce(MatMut<'_>) -> Result<R>
     let update = Update(Cell::new(Some(f)), Cell::new(None));
     tensor.inplace_op1(&update)?;
     update.1.into_inner().ok_or_else(|| candle_core::Error::msg("an update in place that was not called").bt())
+}
+
+/// A matrix for results: whoever asks for it writes every element before one is read. Where assertions are on, the
+/// elements are NaN until then, so that tests see one that was forgotten.
+///
+/// # Errors
+/// Fails where it cannot be allocated.
+pub(crate) fn unset(rows: usize, cols: usize, like: &Tensor) -> Result<Tensor> {
+    if cfg!(any(test, debug_assertions)) {
+        return Tensor::full(f32::NAN, (rows, cols), like.device());
+    }
+    // SAFETY: the caller's promise; clearing large matrices takes a noticeable part of a step.
+    unsafe { Tensor::empty((rows, cols), DType::F32, like.device()) }
 }
 
 /// Sets every element to zero.

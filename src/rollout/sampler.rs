@@ -3,8 +3,8 @@
 //! The transformations come in the order of transformers' generation: repetition penalty on the logits, temperature,
 //! top-k, top-p, min-p. The token is then found by inverting the cumulative distribution at one uniform draw.
 
+use crate::ops::head::row_probabilities;
 use crate::ops::head::scale_row;
-use crate::ops::math::row_probabilities;
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,10 +87,35 @@ pub fn sample_token(logits: &mut [f32], config: &SamplingConfig, seen: &[u32], d
         };
         draw_truncated(scores, config, draw)
     } else {
-        invert(row_probabilities(logits, lse).map(f64::from).enumerate(), draw)
+        draw_softmax(logits, lse, draw)
     };
     let token = token?;
     Some((token as u32, logits[token] - lse))
+}
+
+/// Logits whose probabilities are made together.
+const BLOCK: usize = 256;
+
+/// [`invert`] on the softmax of a row with this logsumexp: whole blocks are passed over by their sums.
+fn draw_softmax(logits: &[f32], lse: f32, draw: f64) -> Option<usize> {
+    let mut probabilities = [0.0f32; BLOCK];
+    let (mut before, mut last) = (0.0, None);
+    for (start, block) in (0..).step_by(BLOCK).zip(logits.chunks(BLOCK)) {
+        let sum = row_probabilities(block, lse, &mut probabilities);
+        if sum > 0.0 {
+            last = Some((start, before));
+        }
+        if before + sum > draw {
+            break;
+        }
+        before += sum;
+    }
+    // The block that holds the draw, or the last with anything in it.
+    let (start, before) = last?;
+    let block = &logits[start..logits.len().min(start + BLOCK)];
+    row_probabilities(block, lse, &mut probabilities);
+    let inside = probabilities[..block.len()].iter().map(|p| f64::from(*p)).enumerate();
+    Some(start + invert(inside, draw - before)?)
 }
 
 /// The first of the largest values.
