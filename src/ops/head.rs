@@ -34,6 +34,15 @@ pub struct TokenLogprobs {
     pub entropies: Vec<f32>, // [R]
 }
 
+impl Extend<(f32, f32)> for TokenLogprobs {
+    fn extend<T: IntoIterator<Item = (f32, f32)>>(&mut self, values: T) {
+        for (logprob, entropy) in values {
+            self.logprobs.push(logprob);
+            self.entropies.push(entropy);
+        }
+    }
+}
+
 /// The logits of each row of `hidden`.
 ///
 /// # Shapes
@@ -103,10 +112,7 @@ pub fn token_logprobs(hidden: &Tensor, weight: &Weight, predictions: Predictions
             let (lse, entropy) = scale_row(z, tile.temperature);
             (z[tile.targets[row] as usize] - lse, entropy)
         })?;
-        for (logprob, entropy) in scored {
-            result.logprobs.push(logprob);
-            result.entropies.push(entropy);
-        }
+        result.extend(scored);
     }
     Ok(result)
 }
@@ -118,7 +124,8 @@ pub struct LogprobGrads<'a> {
     pub entropies: Option<&'a [f32]>, // [R]
 }
 
-/// Adds the gradients of [`token_logprobs`] to the weight's gradient and to `d_hidden`; logits are computed again.
+/// Adds the gradients of [`token_logprobs`] to the weight's gradient and to `d_hidden`. The logits are computed (again),
+/// and with them what [`token_logprobs`] gives: it is returned, to the bit.
 ///
 /// `dl_y/dz_j = 1[j = y] - p_j`; `dH/dz_j = -p_j (log p_j + H)`.
 ///
@@ -133,7 +140,8 @@ pub fn token_logprobs_backward(
     weight: &Weight,
     predictions: Predictions<'_>,
     d_hidden: &Tensor,
-) -> Result<()> {
+) -> Result<TokenLogprobs> {
+    let mut found = TokenLogprobs::default();
     let mut start = 0;
     for tile in tiles(weight, predictions)? {
         let range = start..start + tile.rows.len();
@@ -142,10 +150,10 @@ pub fn token_logprobs_backward(
         let grad_h = grads.entropies.map(|g| &g[range]);
         let h = gather_rows(hidden, tile.rows)?;
         let z = logits(&h, weight)?;
-        map_rows(&z, |i, z| {
+        found.extend(map_rows(&z, |i, z| {
             let grad_h = grad_h.map_or(0.0, |g| g[i]);
-            logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h);
-        })?;
+            logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h)
+        })?);
         let dh = unset(h.dim(0)?, h.dim(1)?, &h)?;
         matmul_into(&dh, &z, weight.value(), Form::Nn, false)?;
         scatter_add_rows(d_hidden, tile.rows, &dh)?;
@@ -153,14 +161,17 @@ pub fn token_logprobs_backward(
             matmul_into(grad, &z, &h, Form::Tn, true)?;
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-/// Replaces a row of undivided logits by the gradient with respect to them.
-fn logits_gradient(z: &mut [f32], target: usize, temperature: f32, grad_l: f32, grad_h: f32) {
+/// Replaces a row of undivided logits by the gradient with respect to them; returns the target's log-prob and the
+/// entropy.
+fn logits_gradient(z: &mut [f32], target: usize, temperature: f32, grad_l: f32, grad_h: f32) -> (f32, f32) {
     let (lse, entropy) = scale_row(z, temperature);
+    let logprob = z[target] - lse;
     spread_gradient(z, lse, entropy, temperature, grad_l, grad_h);
     z[target] += grad_l / temperature;
+    (logprob, entropy)
 }
 
 kernel! {
@@ -217,13 +228,13 @@ mod tests {
             let y = reference(&hv, &wv, at)?;
             let expected = reference_gradients(&y, &g, &[&hv, &wv])?;
             let weight = Weight::trainable(w)?;
-            let got = token_logprobs(&hidden, &weight, at)?;
-            let got = [got.logprobs, got.entropies].concat();
+            let scored = token_logprobs(&hidden, &weight, at)?;
+            let got = [&scored.logprobs[..], &scored.entropies].concat();
             assert_close(&Tensor::from_vec(got, (2, r), y.device())?, &y, 1e-5);
             let g = g.to_vec2::<f32>()?;
             let d_hidden = zeros(n, d, &hidden)?;
             let grads = LogprobGrads { logprobs: &g[0], entropies: Some(&g[1]) };
-            token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?;
+            assert_eq!(token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?, scored);
             assert_close(&d_hidden, &expected[0], 2e-5);
             assert_close(weight.grad().expect("trainable"), &expected[1], 2e-5);
         }

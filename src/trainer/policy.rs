@@ -71,7 +71,7 @@ impl Policy {
     }
 
     /// Runs a micro-batch forward and backward: `objective` turns log-probs and entropies of the predicted tokens into
-    /// the derivatives of the step's loss with respect to them, and the gradients are added up.
+    /// the derivatives of the step's loss with respect to them, and the gradients are added up. Returns the values.
     ///
     /// # Shapes
     /// log-probs, entropies and derivatives `[R]` (see [`MicroBatch`]), nats
@@ -83,19 +83,46 @@ impl Policy {
         batch: &MicroBatch,
         temperature: f32,
         objective: impl FnOnce(&TokenLogprobs) -> Result<TokenGrads, TrainError>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<TokenLogprobs, TrainError> {
+        let score = |hidden: &Tensor| {
+            let scored = token_logprobs(hidden, self.decoder.head(), predictions(batch, temperature))?;
+            objective(&scored)
+        };
+        self.run(batch, temperature, score)
+    }
+
+    /// [`Policy::accumulate`] where the derivatives are known before the model is run, which saves computing the
+    /// log-probs twice.
+    ///
+    /// # Errors
+    /// Fails where a tensor operation fails.
+    pub fn accumulate_known(
+        &self,
+        batch: &MicroBatch,
+        temperature: f32,
+        grads: TokenGrads,
+    ) -> Result<TokenLogprobs, TrainError> {
+        self.run(batch, temperature, |_| Ok(grads))
+    }
+
+    fn run(
+        &self,
+        batch: &MicroBatch,
+        temperature: f32,
+        grads: impl FnOnce(&Tensor) -> Result<TokenGrads, TrainError>,
+    ) -> Result<TokenLogprobs, TrainError> {
         let mut recorder = Recorder::new(self.config.gradient_checkpointing);
         let hidden = self.decoder.forward(&batch.tokens, Some(&mut recorder))?;
-        let predictions = predictions(batch, temperature);
-        let logprobs = token_logprobs(&hidden, self.decoder.head(), predictions)?;
-        let grads = objective(&logprobs)?;
+        let grads = grads(&hidden)?;
         let narrow = |grads: &[f64]| grads.iter().map(|g| *g as f32).collect::<Vec<f32>>();
         let (of_logprobs, of_entropies) = (narrow(&grads.logprobs), grads.entropies.as_deref().map(narrow));
         let d_hidden = hidden.zeros_like()?;
         let upstream = LogprobGrads { logprobs: &of_logprobs, entropies: of_entropies.as_deref() };
-        token_logprobs_backward(upstream, &hidden, self.decoder.head(), predictions, &d_hidden)?;
+        let predictions = predictions(batch, temperature);
+        let found = token_logprobs_backward(upstream, &hidden, self.decoder.head(), predictions, &d_hidden)?;
         drop(hidden);
-        Ok(self.decoder.backward(recorder, &batch.tokens, &d_hidden)?)
+        self.decoder.backward(recorder, &batch.tokens, &d_hidden)?;
+        Ok(found)
     }
 
     /// Clips the accumulated gradient, updates the weights in place and clears the gradient. `step` counts from 1.

@@ -17,7 +17,7 @@
 
 use super::compare::Comparison;
 use super::phase::Phase;
-use super::policy::{Policy, require_finite_loss, score};
+use super::policy::{Policy, TokenGrads, require_finite_loss, score};
 use super::rollouts::{RolloutSource, Rollouts, ScoredGroup};
 use super::rows::{Rows, num_tokens, widen};
 use super::{Reference, StepContext, StepLog, StepOutput, TrainError};
@@ -50,6 +50,13 @@ pub struct PolicyGradientConfig {
     pub max_tokens_per_micro_batch: usize,
     /// Completions of a step that are logged.
     pub log_completions: usize,
+}
+
+impl PolicyGradientConfig {
+    /// Whether the objective depends on the entropies of the tokens.
+    fn needs_entropies(&self) -> bool {
+        self.objective.entropy_coef != 0.0 || self.top_entropy_quantile < 1.0
+    }
 }
 
 /// The parts of a policy gradient run that do not change with the steps.
@@ -177,16 +184,16 @@ impl PolicyGradient {
         let mut stats = ObjectiveStats::default();
         for batch in &micro_batches {
             let values = rows.values(batch, self.reference.is_some());
-            policy.accumulate(batch, self.source.config.sampling.logprob_temperature(), |scored| {
-                let [logprobs, entropies] = [&scored.logprobs, &scored.entropies].map(|values| widen(values));
-                let is_uncertain = |least: f64| entropies.iter().map(|entropy| *entropy >= least).collect::<Vec<_>>();
-                let policy_mask = threshold.map(is_uncertain);
+            let mut objective = |logprobs: &[f64], entropies: Option<&[f64]>| -> Result<TokenGrads, TrainError> {
+                let is_uncertain =
+                    |least| entropies.unwrap_or_default().iter().map(|entropy| *entropy >= least).collect();
+                let policy_mask: Option<Vec<bool>> = threshold.map(is_uncertain);
                 let tokens = TokenBatch {
-                    logprobs: &logprobs,
+                    logprobs,
                     // Fresh rollouts were sampled by these very weights: the ratio is 1 and its gradient that of l.
                     old_logprobs: (!is_fresh).then_some(&values.old_logprobs[..]),
                     ref_logprobs: values.ref_logprobs.as_deref(),
-                    entropies: Some(&entropies),
+                    entropies,
                     rows: &batch.ranges,
                     advantages: &values.advantages,
                     token_advantages: values.token_advantages.as_deref(),
@@ -196,16 +203,26 @@ impl PolicyGradient {
                 let objective = compute_objective(&tokens, &self.config.objective, &denominators)?;
                 loss += objective.loss;
                 stats.merge(&objective.stats);
-                let active = entropies.iter().zip(&values.completion_mask).filter(|(_, is)| **is);
-                entropy += active.map(|(entropy, _)| entropy).sum::<f64>();
-                if is_fresh {
-                    let gap = logprobs.iter().zip(&values.old_logprobs).map(|(now, then)| (now - then).abs());
-                    let (sum, max) = gap.fold((0.0, 0.0f64), |(sum, max), d| (sum + d, max.max(d)));
-                    metrics.mean("sampling/sampling_logp_difference/mean", sum, logprobs.len() as u64);
-                    metrics.max("sampling/sampling_logp_difference/max", max);
-                }
                 Ok(objective.into())
-            })?;
+            };
+            let temperature = self.source.config.sampling.logprob_temperature();
+            let found = if is_fresh && !self.config.needs_entropies() {
+                // The sampler's log-probs are the trainer's, to the bit.
+                policy.accumulate_known(batch, temperature, objective(&values.old_logprobs, None)?)?
+            } else {
+                policy.accumulate(batch, temperature, |scored| {
+                    objective(&widen(&scored.logprobs), Some(&widen(&scored.entropies)))
+                })?
+            };
+            let active = found.entropies.iter().zip(&values.completion_mask).filter(|(_, is)| **is);
+            entropy += active.map(|(entropy, _)| f64::from(*entropy)).sum::<f64>();
+            if is_fresh {
+                let gap =
+                    widen(&found.logprobs).into_iter().zip(&values.old_logprobs).map(|(now, then)| (now - then).abs());
+                let (sum, max) = gap.fold((0.0, 0.0f64), |(sum, max), d| (sum + d, max.max(d)));
+                metrics.mean("sampling/sampling_logp_difference/mean", sum, found.logprobs.len() as u64);
+                metrics.max("sampling/sampling_logp_difference/max", max);
+            }
         }
         metrics.mean("entropy", entropy, stats.active_tokens);
         metrics.mean("frac_completions_skipped", rows.num_skipped() as f64, rows.completions.len() as u64);

@@ -3,6 +3,7 @@
 use super::phase::Phase;
 use super::policy::{Policy, require_finite_loss};
 use super::prompts::draw;
+use super::rows::widen;
 use super::{StepContext, StepLog, StepOutput, TrainError};
 use crate::algorithm::compute_sft_objective;
 use crate::batch::{Group, pack};
@@ -116,13 +117,12 @@ impl Sft {
         let active_tokens: usize = examples.iter().map(|e| e.completion_ids.len()).sum();
         let (mut loss, mut entropy) = (0.0, 0.0);
         for batch in pack(&groups, self.config.max_tokens_per_micro_batch) {
-            policy.accumulate(&batch, 1.0, |scored| {
-                let logprobs: Vec<f64> = scored.logprobs.iter().copied().map(f64::from).collect();
-                let objective = compute_sft_objective(&logprobs, active_tokens);
-                loss += objective.loss;
-                entropy += scored.entropies.iter().copied().map(f64::from).sum::<f64>();
-                Ok(objective.into())
-            })?;
+            // The gradient of a mean does not depend on the values.
+            let objective = |logprobs: &[f32]| compute_sft_objective(&widen(logprobs), active_tokens);
+            let grads = objective(&vec![0.0; batch.targets.len()]).into();
+            let found = policy.accumulate_known(&batch, 1.0, grads)?;
+            loss += objective(&found.logprobs).loss;
+            entropy += widen(&found.entropies).iter().sum::<f64>();
         }
         require_finite_loss(at.step, loss)?;
 
