@@ -20,7 +20,8 @@ pub struct Group<'a> {
 
 impl Group<'_> {
     /// Tokens that go through the model: the last token of a completion predicts nothing that is asked for.
-    fn num_tokens(&self, completions: Range<usize>) -> usize {
+    #[must_use]
+    pub fn num_tokens(&self, completions: Range<usize>) -> usize {
         let tokens = |c: &(usize, &[u32])| c.1.len().saturating_sub(1);
         self.prompt.len() + self.completions[completions].iter().map(tokens).sum::<usize>()
     }

@@ -6,6 +6,7 @@ use crate::batch::{Group, MicroBatch, pack};
 use crate::checkpoint::SavedGroup;
 use crate::model::Decoder;
 use crate::ops::storage::{mat, update};
+use rayon::prelude::*;
 use std::ops::Range;
 
 /// How the reference follows the policy: `reference = (1 - alpha) reference + alpha policy` every `steps` steps
@@ -60,14 +61,20 @@ impl Reference {
             // The completions first: a pair that lacks its second half would swallow a number.
             completions: group.completions.iter().zip(row.by_ref()).map(|(c, row)| (row, &c.ids[..])).collect(),
         });
-        let mut found: Vec<(usize, Vec<f32>)> = Vec::new();
-        for batch in pack(&to_pack.collect::<Vec<_>>(), max_tokens) {
+        let to_pack: Vec<Group<'_>> = to_pack.collect();
+        // A token's log-prob does not depend on what is run beside it: each thread takes batches of its own.
+        let sizes = to_pack.iter().map(|group| group.num_tokens(0..group.completions.len()));
+        let share = sizes.clone().sum::<usize>().div_ceil(2 * rayon::current_num_threads());
+        let size = share.max(sizes.max().unwrap_or(0)).min(max_tokens);
+        let of_batch = |batch: MicroBatch| {
             let logprobs = self.logprobs(&batch, temperature)?;
             let of_row = |range: &Range<usize>| logprobs[range.clone()].to_vec();
-            found.extend(batch.rows.iter().copied().zip(batch.ranges.iter().map(of_row)));
-        }
+            Ok(batch.rows.iter().copied().zip(batch.ranges.iter().map(of_row)).collect())
+        };
+        let found: Vec<Vec<(usize, Vec<f32>)>> =
+            pack(&to_pack, size).into_par_iter().map(of_batch).collect::<Result<_, TrainError>>()?;
         let mut rows: Vec<_> = groups.iter_mut().flat_map(|group| &mut group.completions).collect();
-        for (row, logprobs) in found {
+        for (row, logprobs) in found.into_iter().flatten() {
             rows[row].ref_logprobs = logprobs;
         }
         Ok(())
