@@ -69,6 +69,12 @@ impl MicroBatch {
     }
 }
 
+/// Tokens of the largest group.
+#[must_use]
+pub fn largest(groups: &[Group<'_>]) -> usize {
+    groups.iter().map(|group| group.num_tokens(0..group.completions.len())).max().unwrap_or(0)
+}
+
 /// Cuts groups into micro-batches of at most `max_tokens` tokens, in order.
 ///
 /// A group that does not fit is cut between completions, its prompt standing in each part; a single completion that

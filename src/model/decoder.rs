@@ -137,6 +137,14 @@ impl Decoder {
         Ok(Self { heads, inv_freq, embed, layers, norm: params.weight("model.norm.weight")?, head, config, params })
     }
 
+    /// The same weights with zeroed gradient buffers of their own.
+    ///
+    /// # Errors
+    /// Fails where a buffer cannot be allocated.
+    pub fn with_own_gradients(&self) -> Result<Self> {
+        Self::new(self.config.clone(), self.params.with_own_gradients()?).map_err(candle_core::Error::wrap)
+    }
+
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config

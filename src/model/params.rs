@@ -40,6 +40,19 @@ impl Params {
         Ok(Self { entries: self.entries.iter().map(entry).collect::<Result<_>>()? })
     }
 
+    /// The same values, which stay shared, with zeroed gradient buffers of their own where there are any.
+    ///
+    /// # Errors
+    /// Fails where a buffer cannot be allocated.
+    pub fn with_own_gradients(&self) -> Result<Self> {
+        let entry = |p: &Param| {
+            let value = p.weight.value().clone();
+            let weight = if p.weight.grad().is_some() { Weight::trainable(value)? } else { Weight::frozen(value) };
+            Ok(Param { name: p.name.clone(), weight })
+        };
+        Ok(Self { entries: self.entries.iter().map(entry).collect::<Result<_>>()? })
+    }
+
     /// Every parameter, in checkpoint order.
     pub fn iter(&self) -> std::slice::Iter<'_, Param> {
         self.entries.iter()

@@ -191,23 +191,27 @@ impl Dpo {
                 completions: vec![(2 * k, &pair.chosen_ids[..]), (2 * k + 1, &pair.rejected_ids[..])],
             })
             .collect();
+        let batches = pack_whole(&groups, self.config.max_tokens_per_micro_batch);
+        let parts = policy.accumulate(&batches, TEMPERATURE, |index, score| {
+            let batch = &batches[index];
+            let (logprobs, ref_logprobs) =
+                (widen(&score()?.logprobs), widen(&self.reference.logprobs(batch, TEMPERATURE)?));
+            let tokens = PairBatch { logprobs: &logprobs, ref_logprobs: &ref_logprobs, rows: &batch.ranges };
+            let (objective, stats) = compute_dpo_objective(&tokens, &self.config.objective, pairs.len())?;
+            let sums = (objective.loss, objective.stats.active_tokens, stats);
+            Ok((objective.into(), sums))
+        })?;
         let mut found = Found::default();
-        for batch in pack_whole(&groups, self.config.max_tokens_per_micro_batch) {
-            let ref_logprobs = widen(&self.reference.logprobs(&batch, TEMPERATURE)?);
-            policy.accumulate(&batch, TEMPERATURE, |scored| {
-                let logprobs = widen(&scored.logprobs);
-                let tokens = PairBatch { logprobs: &logprobs, ref_logprobs: &ref_logprobs, rows: &batch.ranges };
-                let (objective, stats) = compute_dpo_objective(&tokens, &self.config.objective, pairs.len())?;
-                found.loss += objective.loss;
-                found.stats.merge(&stats);
-                for pair in batch.ranges.chunks_exact(2) {
-                    found.chosen_logprobs += logprobs[pair[0].clone()].iter().sum::<f64>();
-                    found.rejected_logprobs += logprobs[pair[1].clone()].iter().sum::<f64>();
-                }
-                found.entropy += widen(&scored.entropies).iter().sum::<f64>();
-                found.tokens += objective.stats.active_tokens;
-                Ok(objective.into())
-            })?;
+        for (batch, (scored, (loss, tokens, stats))) in batches.iter().zip(parts) {
+            found.loss += loss;
+            found.tokens += tokens;
+            found.stats.merge(&stats);
+            let logprobs = widen(&scored.logprobs);
+            for pair in batch.ranges.chunks_exact(2) {
+                found.chosen_logprobs += logprobs[pair[0].clone()].iter().sum::<f64>();
+                found.rejected_logprobs += logprobs[pair[1].clone()].iter().sum::<f64>();
+            }
+            found.entropy += widen(&scored.entropies).iter().sum::<f64>();
         }
         Ok(found)
     }

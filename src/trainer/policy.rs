@@ -3,13 +3,15 @@
 
 use super::TrainError;
 use crate::algorithm::Objective;
-use crate::batch::MicroBatch;
+use crate::batch::{Group, MicroBatch, largest, pack};
 use crate::model::{Decoder, Recorder};
+use crate::ops::elementwise::add_into;
 use crate::ops::head::{LogprobGrads, Predictions, TokenLogprobs, token_logprobs, token_logprobs_backward};
 use crate::ops::storage::{mat, update, zero};
 use crate::optim::{AdamW, AdamWConfig, LrSchedule, clip_factor, has_weight_decay, sum_of_squares};
 use crate::telemetry::{NonFinite, Watch};
 use candle_core::Tensor;
+use rayon::prelude::*;
 
 /// How a policy learns.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -70,59 +72,61 @@ impl Policy {
         Self { decoder, optimizer, config }
     }
 
-    /// Runs a micro-batch forward and backward: `objective` turns log-probs and entropies of the predicted tokens into
-    /// the derivatives of the step's loss with respect to them, and the gradients are added up. Returns the values.
+    /// Runs micro-batches forward and backward and adds up their gradients. For each, `objective(index, score)` gives
+    /// the derivatives of the step's loss with respect to the log-probs and entropies of the predicted tokens, which
+    /// `score` computes; an objective that knows them without does not call it. Returns, in order, the log-probs and
+    /// entropies and what else the objective gave.
     ///
     /// # Shapes
     /// log-probs, entropies and derivatives `[R]` (see [`MicroBatch`]), nats
     ///
     /// # Errors
     /// Passes on what `objective` returns.
-    pub fn accumulate(
+    pub fn accumulate<T: Send>(
         &self,
-        batch: &MicroBatch,
+        batches: &[MicroBatch],
         temperature: f32,
-        objective: impl FnOnce(&TokenLogprobs) -> Result<TokenGrads, TrainError>,
-    ) -> Result<TokenLogprobs, TrainError> {
-        let score = |hidden: &Tensor| {
-            let scored = token_logprobs(hidden, self.decoder.head(), predictions(batch, temperature))?;
-            objective(&scored)
+        objective: impl Fn(usize, &Score<'_>) -> Result<(TokenGrads, T), TrainError> + Sync,
+    ) -> Result<Vec<(TokenLogprobs, T)>, TrainError> {
+        let count = self.num_lanes().min(batches.len()).max(1);
+        let own = (1..count).map(|_| self.decoder.with_own_gradients()).collect::<Result<Vec<_>, _>>()?;
+        let lane = |(lane, decoder): (usize, &Decoder)| {
+            let batches = batches.iter().enumerate().skip(lane).step_by(count);
+            let run = |(index, batch)| {
+                run(decoder, batch, temperature, self.config.gradient_checkpointing, |score| objective(index, score))
+            };
+            batches.map(run).collect::<Result<Vec<_>, TrainError>>()
         };
-        self.run(batch, temperature, score)
+        let decoders: Vec<&Decoder> = std::iter::once(&self.decoder).chain(&own).collect();
+        let found = decoders.into_par_iter().enumerate().map(lane).collect::<Result<Vec<_>, _>>()?;
+        for decoder in &own {
+            self.add_gradients(decoder)?;
+        }
+        let mut lanes: Vec<_> = found.into_iter().map(Vec::into_iter).collect();
+        Ok((0..batches.len()).filter_map(|index| lanes[index % count].next()).collect())
     }
 
-    /// [`Policy::accumulate`] where the derivatives are known before the model is run, which saves computing the
-    /// log-probs twice.
-    ///
-    /// # Errors
-    /// Fails where a tensor operation fails.
-    pub fn accumulate_known(
-        &self,
-        batch: &MicroBatch,
-        temperature: f32,
-        grads: TokenGrads,
-    ) -> Result<TokenLogprobs, TrainError> {
-        self.run(batch, temperature, |_| Ok(grads))
+    /// Cuts groups into micro-batches of at most `max_tokens` tokens for [`Policy::accumulate`]. Lanes share the tokens,
+    /// but a group is not cut for their sake.
+    #[must_use]
+    pub fn pack(&self, groups: &[Group<'_>], max_tokens: usize) -> Vec<MicroBatch> {
+        pack(groups, (max_tokens / self.num_lanes()).max(largest(groups)).min(max_tokens))
     }
 
-    fn run(
-        &self,
-        batch: &MicroBatch,
-        temperature: f32,
-        grads: impl FnOnce(&Tensor) -> Result<TokenGrads, TrainError>,
-    ) -> Result<TokenLogprobs, TrainError> {
-        let mut recorder = Recorder::new(self.config.gradient_checkpointing);
-        let hidden = self.decoder.forward(&batch.tokens, Some(&mut recorder))?;
-        let grads = grads(&hidden)?;
-        let narrow = |grads: &[f64]| grads.iter().map(|g| *g as f32).collect::<Vec<f32>>();
-        let (of_logprobs, of_entropies) = (narrow(&grads.logprobs), grads.entropies.as_deref().map(narrow));
-        let d_hidden = hidden.zeros_like()?;
-        let upstream = LogprobGrads { logprobs: &of_logprobs, entropies: of_entropies.as_deref() };
-        let predictions = predictions(batch, temperature);
-        let found = token_logprobs_backward(upstream, &hidden, self.decoder.head(), predictions, &d_hidden)?;
-        drop(hidden);
-        self.decoder.backward(recorder, &batch.tokens, &d_hidden)?;
-        Ok(found)
+    /// Micro-batches that are run side by side. It depends on the model alone: the number of threads must not change
+    /// the order of the sums.
+    fn num_lanes(&self) -> usize {
+        let parameters: usize = self.decoder.params().iter().map(|p| p.weight.value().elem_count()).sum();
+        if parameters <= SMALL_MODEL { LANES } else { 1 }
+    }
+
+    /// Adds the gradients of a decoder of the same shape.
+    fn add_gradients(&self, other: &Decoder) -> Result<(), TrainError> {
+        for (own, other) in self.decoder.params().iter().zip(other.params()) {
+            let (Some(sum), Some(grad)) = (own.weight.grad(), other.weight.grad()) else { continue };
+            add_into(&sum.flatten_all()?.unsqueeze(0)?, &grad.flatten_all()?.unsqueeze(0)?)?;
+        }
+        Ok(())
     }
 
     /// Clips the accumulated gradient, updates the weights in place and clears the gradient. `step` counts from 1.
@@ -162,6 +166,37 @@ impl Policy {
     pub fn clear_gradients(&self) -> Result<(), TrainError> {
         Ok(self.decoder.params().iter().filter_map(|p| p.weight.grad()).try_for_each(zero)?)
     }
+}
+
+/// Computes the log-probs and entropies of a micro-batch.
+pub type Score<'a> = dyn Fn() -> Result<TokenLogprobs, TrainError> + 'a;
+
+/// Micro-batches of a small model that are run side by side, each with gradients of its own: the operations of a small
+/// model are too short to be shared by threads.
+const LANES: usize = 4;
+/// Parameters up to which a model is small: so much memory for gradients is nothing beside the program's own.
+const SMALL_MODEL: usize = 4 << 20;
+
+/// One micro-batch forward and backward; its gradients are added to those of `decoder`.
+fn run<T>(
+    decoder: &Decoder,
+    batch: &MicroBatch,
+    temperature: f32,
+    checkpointing: bool,
+    objective: impl FnOnce(&Score<'_>) -> Result<(TokenGrads, T), TrainError>,
+) -> Result<(TokenLogprobs, T), TrainError> {
+    let mut recorder = Recorder::new(checkpointing);
+    let hidden = decoder.forward(&batch.tokens, Some(&mut recorder))?;
+    let predictions = predictions(batch, temperature);
+    let (grads, more) = objective(&|| Ok(token_logprobs(&hidden, decoder.head(), predictions)?))?;
+    let narrow = |grads: &[f64]| grads.iter().map(|g| *g as f32).collect::<Vec<f32>>();
+    let (of_logprobs, of_entropies) = (narrow(&grads.logprobs), grads.entropies.as_deref().map(narrow));
+    let d_hidden = hidden.zeros_like()?;
+    let upstream = LogprobGrads { logprobs: &of_logprobs, entropies: of_entropies.as_deref() };
+    let found = token_logprobs_backward(upstream, &hidden, decoder.head(), predictions, &d_hidden)?;
+    drop(hidden);
+    decoder.backward(recorder, &batch.tokens, &d_hidden)?;
+    Ok((found, more))
 }
 
 /// Refuses a loss that is not finite; the gradients that were added up are forgotten with the run.

@@ -17,7 +17,7 @@
 
 use super::compare::Comparison;
 use super::phase::Phase;
-use super::policy::{Policy, TokenGrads, require_finite_loss, score};
+use super::policy::{Policy, require_finite_loss, score};
 use super::rollouts::{RolloutSource, Rollouts, ScoredGroup};
 use super::rows::{Rows, num_tokens, widen};
 use super::{Reference, StepContext, StepLog, StepOutput, TrainError};
@@ -25,7 +25,7 @@ use crate::algorithm::{
     AdvantageEstimator, Denominators, KlEstimator, ObjectiveConfig, ObjectiveStats, TokenBatch, compute_objective,
     entropy_threshold,
 };
-use crate::batch::{MicroBatch, pack};
+use crate::batch::MicroBatch;
 use crate::checkpoint::{SavedGroup, SavedRollouts};
 use crate::telemetry::{StepMetrics, Watch};
 use std::time::Instant;
@@ -172,7 +172,7 @@ impl PolicyGradient {
         rows: &Rows<'_>,
         metrics: &mut StepMetrics,
     ) -> Result<f64, TrainError> {
-        let micro_batches = pack(&rows.groups(), self.config.max_tokens_per_micro_batch);
+        let micro_batches = policy.pack(&rows.groups(), self.config.max_tokens_per_micro_batch);
         let denominators = Denominators {
             rows: rows.completions.len(),
             active_tokens: rows.active_tokens,
@@ -180,47 +180,48 @@ impl PolicyGradient {
         };
         let threshold = self.entropy_threshold(policy, at, rows, &micro_batches)?;
         let is_fresh = at.iteration == 0;
+        let values: Vec<_> = micro_batches.iter().map(|b| rows.values(b, self.reference.is_some())).collect();
+        let temperature = self.source.config.sampling.logprob_temperature();
+        let found = policy.accumulate(&micro_batches, temperature, |index, score| {
+            let values = &values[index];
+            // The log-probs of fresh rollouts are those of the sampler, to the bit.
+            let (logprobs, entropies) = if is_fresh && !self.config.needs_entropies() {
+                (values.old_logprobs.clone(), None)
+            } else {
+                let scored = score()?;
+                (widen(&scored.logprobs), Some(widen(&scored.entropies)))
+            };
+            let is_uncertain = |least| entropies.iter().flatten().map(|entropy| *entropy >= least).collect();
+            let policy_mask: Option<Vec<bool>> = threshold.map(is_uncertain);
+            let tokens = TokenBatch {
+                logprobs: &logprobs,
+                // Fresh rollouts were sampled by these very weights: the ratio is 1 and its gradient that of l.
+                old_logprobs: (!is_fresh).then_some(&values.old_logprobs[..]),
+                ref_logprobs: values.ref_logprobs.as_deref(),
+                entropies: entropies.as_deref(),
+                rows: &micro_batches[index].ranges,
+                advantages: &values.advantages,
+                token_advantages: values.token_advantages.as_deref(),
+                completion_mask: &values.completion_mask,
+                policy_mask: policy_mask.as_deref(),
+            };
+            let objective = compute_objective(&tokens, &self.config.objective, &denominators)?;
+            let sums = (objective.loss, objective.stats.clone());
+            Ok((objective.into(), sums))
+        })?;
+
         let (mut loss, mut entropy) = (0.0, 0.0);
         let mut stats = ObjectiveStats::default();
-        for batch in &micro_batches {
-            let values = rows.values(batch, self.reference.is_some());
-            let mut objective = |logprobs: &[f64], entropies: Option<&[f64]>| -> Result<TokenGrads, TrainError> {
-                let is_uncertain =
-                    |least| entropies.unwrap_or_default().iter().map(|entropy| *entropy >= least).collect();
-                let policy_mask: Option<Vec<bool>> = threshold.map(is_uncertain);
-                let tokens = TokenBatch {
-                    logprobs,
-                    // Fresh rollouts were sampled by these very weights: the ratio is 1 and its gradient that of l.
-                    old_logprobs: (!is_fresh).then_some(&values.old_logprobs[..]),
-                    ref_logprobs: values.ref_logprobs.as_deref(),
-                    entropies,
-                    rows: &batch.ranges,
-                    advantages: &values.advantages,
-                    token_advantages: values.token_advantages.as_deref(),
-                    completion_mask: &values.completion_mask,
-                    policy_mask: policy_mask.as_deref(),
-                };
-                let objective = compute_objective(&tokens, &self.config.objective, &denominators)?;
-                loss += objective.loss;
-                stats.merge(&objective.stats);
-                Ok(objective.into())
-            };
-            let temperature = self.source.config.sampling.logprob_temperature();
-            let found = if is_fresh && !self.config.needs_entropies() {
-                // The sampler's log-probs are the trainer's, to the bit.
-                policy.accumulate_known(batch, temperature, objective(&values.old_logprobs, None)?)?
-            } else {
-                policy.accumulate(batch, temperature, |scored| {
-                    objective(&widen(&scored.logprobs), Some(&widen(&scored.entropies)))
-                })?
-            };
-            let active = found.entropies.iter().zip(&values.completion_mask).filter(|(_, is)| **is);
+        for (values, (scored, (part, part_stats))) in values.iter().zip(found) {
+            loss += part;
+            stats.merge(&part_stats);
+            let active = scored.entropies.iter().zip(&values.completion_mask).filter(|(_, is)| **is);
             entropy += active.map(|(entropy, _)| f64::from(*entropy)).sum::<f64>();
             if is_fresh {
-                let gap =
-                    widen(&found.logprobs).into_iter().zip(&values.old_logprobs).map(|(now, then)| (now - then).abs());
+                let pairs = widen(&scored.logprobs).into_iter().zip(&values.old_logprobs);
+                let gap = pairs.map(|(now, then)| (now - then).abs());
                 let (sum, max) = gap.fold((0.0, 0.0f64), |(sum, max), d| (sum + d, max.max(d)));
-                metrics.mean("sampling/sampling_logp_difference/mean", sum, found.logprobs.len() as u64);
+                metrics.mean("sampling/sampling_logp_difference/mean", sum, scored.logprobs.len() as u64);
                 metrics.max("sampling/sampling_logp_difference/max", max);
             }
         }

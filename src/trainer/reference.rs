@@ -2,7 +2,7 @@
 
 use super::TrainError;
 use super::policy::score;
-use crate::batch::{Group, MicroBatch, pack};
+use crate::batch::{Group, MicroBatch, largest, pack};
 use crate::checkpoint::SavedGroup;
 use crate::model::Decoder;
 use crate::ops::storage::{mat, update};
@@ -63,9 +63,8 @@ impl Reference {
         });
         let to_pack: Vec<Group<'_>> = to_pack.collect();
         // A token's log-prob does not depend on what is run beside it: each thread takes batches of its own.
-        let sizes = to_pack.iter().map(|group| group.num_tokens(0..group.completions.len()));
-        let share = sizes.clone().sum::<usize>().div_ceil(2 * rayon::current_num_threads());
-        let size = share.max(sizes.max().unwrap_or(0)).min(max_tokens);
+        let tokens: usize = to_pack.iter().map(|group| group.num_tokens(0..group.completions.len())).sum();
+        let size = tokens.div_ceil(2 * rayon::current_num_threads()).max(largest(&to_pack)).min(max_tokens);
         let of_batch = |batch: MicroBatch| {
             let logprobs = self.logprobs(&batch, temperature)?;
             let of_row = |range: &Range<usize>| logprobs[range.clone()].to_vec();

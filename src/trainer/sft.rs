@@ -6,7 +6,7 @@ use super::prompts::draw;
 use super::rows::widen;
 use super::{StepContext, StepLog, StepOutput, TrainError};
 use crate::algorithm::compute_sft_objective;
-use crate::batch::{Group, pack};
+use crate::batch::Group;
 use crate::data::{Row, RowOrder};
 use crate::text::PromptRenderer;
 use std::path::Path;
@@ -116,13 +116,13 @@ impl Sft {
             .collect();
         let active_tokens: usize = examples.iter().map(|e| e.completion_ids.len()).sum();
         let (mut loss, mut entropy) = (0.0, 0.0);
-        for batch in pack(&groups, self.config.max_tokens_per_micro_batch) {
-            // The gradient of a mean does not depend on the values.
-            let objective = |logprobs: &[f32]| compute_sft_objective(&widen(logprobs), active_tokens);
-            let grads = objective(&vec![0.0; batch.targets.len()]).into();
-            let found = policy.accumulate_known(&batch, 1.0, grads)?;
-            loss += objective(&found.logprobs).loss;
-            entropy += widen(&found.entropies).iter().sum::<f64>();
+        let batches = policy.pack(&groups, self.config.max_tokens_per_micro_batch);
+        // The gradient of a mean does not depend on the values.
+        let grads =
+            |index: usize| compute_sft_objective(&vec![0.0; batches[index].targets.len()], active_tokens).into();
+        for (scored, ()) in policy.accumulate(&batches, 1.0, |index, _| Ok((grads(index), ())))? {
+            loss += compute_sft_objective(&widen(&scored.logprobs), active_tokens).loss;
+            entropy += widen(&scored.entropies).iter().sum::<f64>();
         }
         require_finite_loss(at.step, loss)?;
 
