@@ -182,7 +182,7 @@ fn head(criterion: &mut Criterion) {
     Op {
         name: "head log-probs",
         forward: &|| token_logprobs(&hidden, &weight, at).map(drop),
-        backward: &|| token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden),
+        backward: &|| token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden).map(|_| ()),
         naive: &|| naive::logprobs(&hv, &wv, &rows, &targets),
         vars: &[&hv, &wv],
     }

@@ -104,7 +104,7 @@ impl<'a> PackedDecoder<'a> {
     /// # Errors
     /// Fails for ids outside the vocabulary, rows outside the cache, or a token that does not see its own row last.
     pub fn forward(&mut self, tokens: NewTokens<'_>, cache: &mut KvCache) -> Result<Vec<f32>> {
-        self.check(tokens, cache)?;
+        check(tokens, cache)?;
         let (n, d) = (tokens.ids.len(), self.decoder.config.hidden_size);
         let mut x = gather_rows(self.decoder.embed.value(), tokens.ids)?.flatten_all()?.to_vec1::<f32>()?;
         let rope = RopeTable::new(&self.decoder.inv_freq, tokens.positions);
@@ -151,19 +151,19 @@ impl<'a> PackedDecoder<'a> {
         }
         Ok(results)
     }
+}
 
-    fn check(&self, tokens: NewTokens<'_>, cache: &KvCache) -> Result<()> {
-        let n = tokens.ids.len();
-        let fits = [tokens.positions.len(), tokens.rows.len(), tokens.contexts.len()] == [n; 3]
-            && tokens.rows.iter().zip(tokens.contexts).all(|(row, at)| {
-                let row = *row as usize;
-                row < cache.rows && at.own.end == row + 1 && at.own.contains(&row) && at.prefix.end <= cache.rows
-            });
-        if !fits {
-            bail!("decoding: {n} tokens whose rows do not fit a cache of {} rows", cache.rows);
-        }
-        Ok(())
+fn check(tokens: NewTokens<'_>, cache: &KvCache) -> Result<()> {
+    let n = tokens.ids.len();
+    let fits = [tokens.positions.len(), tokens.rows.len(), tokens.contexts.len()] == [n; 3]
+        && tokens.rows.iter().zip(tokens.contexts).all(|(row, at)| {
+            let row = *row as usize;
+            row < cache.rows && at.own.end == row + 1 && at.own.contains(&row) && at.prefix.end <= cache.rows
+        });
+    if !fits {
+        bail!("decoding: {n} tokens whose rows do not fit a cache of {} rows", cache.rows);
     }
+    Ok(())
 }
 
 /// `(parts, threads of each)`: how the threads share `rows` rows.

@@ -11,6 +11,7 @@
 //! Kernels are written for contiguous rows of f32 on the CPU.
 
 #![allow(clippy::inline_always, reason = "what a kernel calls must be compiled with the kernel's instruction set")]
+#![allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become vectors and registers")]
 
 pub mod attention;
 pub mod elementwise;

@@ -206,7 +206,7 @@ impl PolicyGradient {
                 policy_mask: policy_mask.as_deref(),
             };
             let objective = compute_objective(&tokens, &self.config.objective, &denominators)?;
-            let sums = (objective.loss, objective.stats.clone());
+            let sums = (objective.loss, objective.stats);
             Ok((objective.into(), sums))
         })?;
 

@@ -122,7 +122,6 @@ impl Mixture<'_> {
     /// `y[head] = (sum of weights[head][row] v[row]) / y[head][0]` for `H` heads from `head` on, row by row from the
     /// prefix to the last own one; returns H. Each value is read once for all of them, and no sum waits for another.
     #[inline(always)]
-    #[allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become registers")]
     fn mix<const H: usize>(&mut self, head: usize) -> usize {
         let mut sums = [0.0f32; H];
         for h in 0..H {

@@ -247,7 +247,6 @@ fn mix<const CHUNKS: usize>(
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 #[inline]
-#[allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become registers")]
 fn mix_wide<const CHUNKS: usize>(
     weights: &[Lanes],
     row: usize,

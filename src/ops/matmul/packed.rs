@@ -65,9 +65,9 @@ pub(crate) fn matmul_packed(dst: &mut MatMut<'_>, x: Mat<'_>, w: &Packed, thread
         columns(x, w, part * all / threads..(part + 1) * all / threads, write);
     };
     if threads == 1 {
-        task(0)
+        task(0);
     } else {
-        (0..threads).into_par_iter().for_each(task)
+        (0..threads).into_par_iter().for_each(task);
     }
     Ok(())
 }

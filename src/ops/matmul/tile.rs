@@ -107,7 +107,6 @@ fn prefetch(address: *const Vector) {
 }
 
 #[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become registers")]
 unsafe fn tile<const R: usize, const S: usize>(t: &Task, row: usize, first: usize, sums: *mut Sums) {
     // SAFETY: the caller's promise.
     unsafe {
