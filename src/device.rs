@@ -53,6 +53,19 @@ pub fn open(kind: DeviceKind) -> Result<Device, DeviceError> {
     }
 }
 
+/// Bytes of memory that this process can still get, as far as the system tells: what is free or can be freed, within
+/// the limit of its control group.
+#[must_use]
+pub fn available_memory() -> Option<usize> {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok();
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let limit = number("/sys/fs/cgroup/memory.max");
+    let in_group = limit.map(|limit| limit.saturating_sub(number("/sys/fs/cgroup/memory.current").unwrap_or(0)));
+    Some((kib << 10).min(in_group.unwrap_or(usize::MAX)))
+}
+
 /// Sizes the thread pool that all kernels share; `None` leaves it at one thread a core.
 ///
 /// # Errors

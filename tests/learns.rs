@@ -266,6 +266,18 @@ fn gradient_checkpointing_changes_no_bit() {
     assert!(equal_bits(&kept, &run(false)));
 }
 
+/// The number of threads changes no bit of the weights, where several micro-batches are run side by side.
+#[test]
+fn threads_change_no_bit() {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| Run::steps(Options { max_tokens_per_micro_batch: 120, ..Options::default() }, 3).weights())
+    };
+    let one = run(1);
+    assert!(equal_bits(&one, &run(2)));
+    assert!(equal_bits(&one, &run(5)));
+}
+
 /// A run folder with a tiny model without weights and six sums.
 struct Workplace(tempfile::TempDir);
 

@@ -2,9 +2,10 @@
 //! nothing, shared prefixes that equal separate sequences.
 
 use super::*;
-use crate::model::{Family, LoadedTensor, RopeScaling};
-use crate::ops::head::{LogprobGrads, Predictions, token_logprobs, token_logprobs_backward};
+use crate::model::{DecodingModel, Family, LoadedTensor, NewTokens, RopeScaling};
+use crate::ops::head::{LogprobGrads, Predictions, logits, token_logprobs, token_logprobs_backward};
 use crate::rng::{self, Stream};
+use std::ops::Range;
 
 fn config(family: Family) -> ModelConfig {
     let qwen3 = family == Family::Qwen3;
@@ -33,7 +34,10 @@ fn config(family: Family) -> ModelConfig {
 
 /// Random weights with non-trivial biases and norms.
 fn decoder(family: Family, trainable: bool) -> Decoder {
-    let config = config(family);
+    random_decoder(config(family), trainable)
+}
+
+fn random_decoder(config: ModelConfig, trainable: bool) -> Decoder {
     let tensors = config.tensors().into_iter().enumerate().map(|(index, spec)| {
         let count: usize = spec.shape.iter().product();
         let draw = |i: usize| rng::normal(7, Stream::Init, [index as u64, i as u64, 0, 0]) as f32;
@@ -194,4 +198,80 @@ fn cached_equals_packed_to_the_bit() {
             assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()), "{family:?} row {row}");
         }
     }
+}
+
+/// Decoding many completions of one prompt together gives the bits of the packed forward pass and, in the logits, of
+/// the head's: with weights laid out and where they are, on one thread and on two, few rows and many, heads of 8 and of
+/// 32 values.
+#[test]
+fn decoding_equals_packed_to_the_bit() {
+    const PROMPT: usize = 5;
+    const TOKENS: usize = 4;
+    for (family, head_dim, rows) in FAMILIES.into_iter().flat_map(|f| [(f, 8, 3), (f, 32, 40), (f, 32, 5)]) {
+        let model = random_decoder(ModelConfig { head_dim, ..config(family) }, false);
+        let id = |row: usize, position: usize| ((row * 13 + position * 7 + 2) % 29) as u32;
+        let mut tokens = PackedTokens {
+            ids: (0..PROMPT).map(|position| id(0, position)).collect(),
+            positions: (0..PROMPT as u32).collect(),
+            segments: vec![Segment { rows: 0..PROMPT, prefix: 0..0 }],
+        };
+        for row in 0..rows {
+            tokens.ids.extend((PROMPT..PROMPT + TOKENS).map(|position| id(row, position)));
+            tokens.positions.extend(PROMPT as u32..(PROMPT + TOKENS) as u32);
+            let start = PROMPT + row * TOKENS;
+            tokens.segments.push(Segment { rows: start..start + TOKENS, prefix: 0..PROMPT });
+        }
+        let hidden = model.forward(&tokens, None).expect("runs");
+        let logits = logits(&hidden, model.head()).expect("runs").to_vec2::<f32>().expect("f32");
+        let hidden = hidden.to_vec2::<f32>().expect("f32");
+
+        let decode = |pack: bool| {
+            let mut cache = model.new_cache(PROMPT + rows * TOKENS).expect("fits");
+            let contexts: Vec<Context> = (0..PROMPT).map(|i| Context { prefix: 0..0, own: 0..i + 1 }).collect();
+            let (prompt, positions) = (&tokens.ids[..PROMPT], &tokens.positions[..PROMPT]);
+            let cache_rows: Vec<u32> = (0..PROMPT as u32).collect();
+            model.forward_cached(prompt, positions, &mut cache, &cache_rows, &contexts).expect("runs");
+            let mut decoding = DecodingModel::new(&model, pack).expect("f32");
+            for i in 0..TOKENS {
+                let at: Vec<usize> = (0..rows).map(|row| PROMPT + row * TOKENS + i).collect();
+                let own = |row: &usize| Context { prefix: 0..PROMPT, own: row - i..row + 1 };
+                let new = NewTokens {
+                    ids: &at.iter().map(|row| tokens.ids[*row]).collect::<Vec<_>>(),
+                    positions: &vec![(PROMPT + i) as u32; rows],
+                    rows: &at.iter().map(|row| *row as u32).collect::<Vec<_>>(),
+                    contexts: &at.iter().map(own).collect::<Vec<_>>(),
+                };
+                let found = decoding.forward(new, &mut cache).expect("runs");
+                let z = decoding.map_logits(&found, |_, z| z.to_vec()).expect("runs");
+                for ((row, found), z) in at.iter().zip(found.chunks(20)).zip(z) {
+                    let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same(found, &hidden[*row]), "{family:?} {head_dim} {rows} {pack}: hidden of row {row}");
+                    assert!(same(&z, &logits[*row]), "{family:?} {head_dim} {rows} {pack}: logits of row {row}");
+                }
+            }
+        };
+        for threads in [1, 2] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            pool.install(|| decode(true));
+            pool.install(|| decode(false));
+        }
+    }
+}
+
+/// Tokens that would write a row which another one sees, a row twice, or a row outside the cache are refused.
+#[test]
+fn decoding_refuses_rows_in_each_others_way() {
+    let model = decoder(Family::Llama, false);
+    let mut cache = model.new_cache(8).expect("fits");
+    let mut run = |rows: [u32; 2], own: [Range<usize>; 2], prefix: Range<usize>| {
+        let contexts = own.map(|own| Context { prefix: prefix.clone(), own });
+        let tokens = NewTokens { ids: &[1, 2], positions: &[2, 2], rows: &rows, contexts: &contexts };
+        DecodingModel::new(&model, true).expect("f32").forward(tokens, &mut cache)
+    };
+    assert!(run([3, 5], [3..4, 5..6], 0..3).is_ok());
+    assert!(run([3, 3], [3..4, 3..4], 0..3).is_err());
+    assert!(run([3, 5], [3..4, 3..6], 0..3).is_err());
+    assert!(run([3, 5], [3..4, 5..6], 0..4).is_err());
+    assert!(run([3, 8], [3..4, 8..9], 0..3).is_err());
+    assert!(run([3, 5], [3..4, 4..5], 0..3).is_err());
 }

@@ -1,5 +1,5 @@
-//! One new token for each of many sequences: the way of [`Decoder::forward_cached`], to the bit, with the weights laid
-//! out for few rows and without a tensor in between.
+//! One new token for each of many sequences: the way of [`Decoder::forward_cached`], to the bit, with weights laid out
+//! for few rows and without a tensor in between.
 //!
 //! With rows enough for every thread, each thread takes some of the sequences through the whole model and waits for
 //! the others once a token. With fewer, the threads share each product.
@@ -9,7 +9,7 @@ use crate::ops::Weight;
 use crate::ops::attention::{Context, Heads, Keys, attend_row};
 use crate::ops::elementwise::{add, gate_rows};
 use crate::ops::embedding::gather_rows;
-use crate::ops::linear::{Linear, PackedLinear};
+use crate::ops::linear::{Decoding, Linear};
 use crate::ops::rms_norm::norm_row;
 use crate::ops::rope::RopeTable;
 use crate::ops::storage::{Mat, MatMut, Shared, update};
@@ -22,13 +22,14 @@ const ROWS_A_THREAD: usize = 16;
 /// Bytes of logits that are held at a time.
 const LOGITS_BYTES: usize = 16 << 20;
 
-/// A decoder's weights as they were when this was made, laid out for decoding: twice the memory of the weights.
+/// A decoder as decoding wants it.
 #[derive(Debug)]
-pub struct PackedDecoder<'a> {
+pub struct DecodingModel<'a> {
     decoder: &'a Decoder,
-    layers: Vec<PackedLayer>,
+    layers: Vec<DecodingLayer>,
     norm: Vec<f32>,
-    head: PackedLinear,
+    vocab_size: usize,
+    head: Decoding,
     /// Scratch of each thread.
     buffers: Vec<Buffers>,
 }
@@ -38,33 +39,33 @@ pub struct PackedDecoder<'a> {
 pub struct NewTokens<'a> {
     pub ids: &'a [u32],          // [N]
     pub positions: &'a [u32],    // [N], of each in its sequence
-    pub rows: &'a [u32],         // [N], where its keys and values go in the cache; no two are equal
-    pub contexts: &'a [Context], // [N], the rows of the cache that it sees, its own the last; none is another's row
+    pub rows: &'a [u32],         // [N], where its keys and values go in the cache
+    pub contexts: &'a [Context], // [N], the rows of the cache that it sees, its own the last
 }
 
 #[derive(Debug)]
-struct PackedLayer {
+struct DecodingLayer {
     input_norm: Vec<f32>,
-    qkv: PackedLinear,
+    qkv: Decoding,
     qk_norm: Option<[Vec<f32>; 2]>,
-    o: PackedLinear,
+    o: Decoding,
     post_norm: Vec<f32>,
-    gate_up: PackedLinear,
-    down: PackedLinear,
+    gate_up: Decoding,
+    down: Decoding,
 }
 
-impl PackedLayer {
-    fn new(layer: &Layer) -> Result<Self> {
+impl DecodingLayer {
+    fn new(layer: &Layer, pack: bool) -> Result<Self> {
         let vector = |weight: &Weight| weight.value().to_vec1::<f32>();
         let qk_norm = layer.qk_norm.as_ref().map(|(q, k)| Ok::<_, candle_core::Error>([vector(q)?, vector(k)?]));
         Ok(Self {
             input_norm: vector(&layer.input_norm)?,
-            qkv: PackedLinear::new(&[&layer.q, &layer.k, &layer.v])?,
+            qkv: Decoding::new(&[&layer.q, &layer.k, &layer.v], pack)?,
             qk_norm: qk_norm.transpose()?,
-            o: PackedLinear::new(&[&layer.o])?,
+            o: Decoding::new(&[&layer.o], pack)?,
             post_norm: vector(&layer.post_norm)?,
-            gate_up: PackedLinear::new(&[&layer.gate, &layer.up])?,
-            down: PackedLinear::new(&[&layer.down])?,
+            gate_up: Decoding::new(&[&layer.gate, &layer.up], pack)?,
+            down: Decoding::new(&[&layer.down], pack)?,
         })
     }
 }
@@ -81,16 +82,18 @@ struct Buffers {
     raw: Vec<f32>,      // [H*E], a row of queries or keys before their norm
 }
 
-impl<'a> PackedDecoder<'a> {
-    /// Copies the weights.
+impl<'a> DecodingModel<'a> {
+    /// With `pack` the weights are copied in the order in which they are read; without, they are read where they are,
+    /// which takes longer and no memory.
     ///
     /// # Errors
     /// Fails for weights that are not f32 on the CPU.
-    pub fn new(decoder: &'a Decoder) -> Result<Self> {
+    pub fn new(decoder: &'a Decoder, pack: bool) -> Result<Self> {
         Ok(Self {
-            layers: decoder.layers.iter().map(PackedLayer::new).collect::<Result<_>>()?,
+            layers: decoder.layers.iter().map(|layer| DecodingLayer::new(layer, pack)).collect::<Result<_>>()?,
             norm: decoder.norm.value().to_vec1()?,
-            head: PackedLinear::new(&[&Linear { weight: decoder.head().clone(), bias: None }])?,
+            vocab_size: decoder.head().value().dim(0)?,
+            head: Decoding::new(&[&Linear { weight: decoder.head().clone(), bias: None }], pack)?,
             buffers: Vec::new(),
             decoder,
         })
@@ -102,7 +105,8 @@ impl<'a> PackedDecoder<'a> {
     /// tokens `[N] -> [N, D]`
     ///
     /// # Errors
-    /// Fails for ids outside the vocabulary, rows outside the cache, or a token that does not see its own row last.
+    /// Fails for ids outside the vocabulary, rows outside the cache, a token that does not see its own row last, or one
+    /// that sees another's.
     pub fn forward(&mut self, tokens: NewTokens<'_>, cache: &mut KvCache) -> Result<Vec<f32>> {
         check(tokens, cache)?;
         let (n, d) = (tokens.ids.len(), self.decoder.config.hidden_size);
@@ -132,7 +136,7 @@ impl<'a> PackedDecoder<'a> {
     /// # Errors
     /// Fails where the shape does not fit.
     pub fn map_logits<R: Send>(&self, hidden: &[f32], f: impl Fn(usize, &mut [f32]) -> R + Sync) -> Result<Vec<R>> {
-        let (d, vocab) = (self.decoder.config.hidden_size, self.head.cols());
+        let (d, vocab) = (self.decoder.config.hidden_size, self.vocab_size);
         let tile = (LOGITS_BYTES / (4 * vocab)).max(1);
         let mut results = Vec::with_capacity(hidden.len() / d);
         for (tile_index, hidden) in hidden.chunks(tile * d).enumerate() {
@@ -153,15 +157,23 @@ impl<'a> PackedDecoder<'a> {
     }
 }
 
+/// Threads write and read the cache side by side: a row that one token writes must not be seen by another.
 fn check(tokens: NewTokens<'_>, cache: &KvCache) -> Result<()> {
     let n = tokens.ids.len();
+    let mut written: Vec<usize> = tokens.rows.iter().map(|row| *row as usize).collect();
+    written.sort_unstable();
+    let num_written = |rows: &Range<usize>| {
+        let before = |end: usize| written.partition_point(|row| *row < end);
+        before(rows.end).saturating_sub(before(rows.start))
+    };
     let fits = [tokens.positions.len(), tokens.rows.len(), tokens.contexts.len()] == [n; 3]
+        && written.last().is_none_or(|row| *row < cache.rows)
         && tokens.rows.iter().zip(tokens.contexts).all(|(row, at)| {
-            let row = *row as usize;
-            row < cache.rows && at.own.end == row + 1 && at.own.contains(&row) && at.prefix.end <= cache.rows
+            let is_last = at.own.start < at.own.end && at.own.end == *row as usize + 1;
+            is_last && at.prefix.end <= cache.rows && num_written(&at.own) == 1 && num_written(&at.prefix) == 0
         });
     if !fits {
-        bail!("decoding: {n} tokens whose rows do not fit a cache of {} rows", cache.rows);
+        bail!("decoding: {n} tokens whose rows do not fit a cache of {} rows, or each other", cache.rows);
     }
     Ok(())
 }
@@ -174,7 +186,7 @@ fn share(rows: usize) -> (usize, usize) {
 
 /// What all threads see of a step.
 struct Step<'a> {
-    model: &'a PackedDecoder<'a>,
+    model: &'a DecodingModel<'a>,
     tokens: NewTokens<'a>,
     rope: &'a RopeTable,
     cache: Shared,
@@ -227,7 +239,7 @@ impl Step<'_> {
     }
 
     /// Finishes the queries and keys of a token in place, and writes its keys and values to the cache.
-    fn remember(&self, index: usize, layer: &PackedLayer, token: usize, qkv: &mut [f32], raw: &mut Vec<f32>) {
+    fn remember(&self, index: usize, layer: &DecodingLayer, token: usize, qkv: &mut [f32], raw: &mut Vec<f32>) {
         let (q, kv) = qkv.split_at_mut(self.heads().q_width());
         let (k, v) = kv.split_at_mut(self.heads().kv_width());
         if let Some([q_norm, k_norm]) = &layer.qk_norm {
@@ -265,6 +277,7 @@ impl Step<'_> {
 }
 
 /// `y = w x` for `n` rows.
-fn product(w: &PackedLinear, x: &[f32], y: &mut [f32], n: usize, threads: usize) -> Result<()> {
-    w.forward(Mat::new(x, n, x.len() / n.max(1)), &mut MatMut::new(y, n, w.cols()), threads)
+fn product(w: &Decoding, x: &[f32], y: &mut [f32], n: usize, threads: usize) -> Result<()> {
+    let cols = y.len() / n.max(1);
+    w.forward(Mat::new(x, n, x.len() / n.max(1)), &mut MatMut::new(y, n, cols), threads)
 }

@@ -15,7 +15,7 @@ pub mod weights;
 
 pub use config::{Family, Init, ModelConfig, RopeScaling, TensorSpec};
 pub use decoder::{Decoder, KvCache, PackedTokens, Recorder};
-pub use decoding::{NewTokens, PackedDecoder};
+pub use decoding::{DecodingModel, NewTokens};
 pub use error::{ConfigProblem, HeaderProblem, ModelError, TensorProblem};
 pub use params::{Param, Params};
 pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights};

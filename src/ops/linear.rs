@@ -2,7 +2,7 @@
 
 use super::Weight;
 use super::math::axpy;
-use super::matmul::{Form, Packed, matmul_into, matmul_packed};
+use super::matmul::{Form, Packed, matmul, matmul_into, matmul_packed};
 use super::simd::kernel;
 use super::storage::{Mat, MatMut, mat, unset, update};
 use candle_core::{Result, Tensor};
@@ -72,21 +72,28 @@ impl Linear {
     }
 }
 
-/// Linear maps of one input side by side, laid out for many calls with few rows each; see [`Packed`].
+/// Linear maps of one input side by side, for many calls with few rows each.
 #[derive(Debug)]
-pub(crate) struct PackedLinear {
-    weight: Packed,
+pub(crate) struct Decoding {
+    weight: Layout,
     bias: Option<Vec<f32>>,
 }
 
-impl PackedLinear {
-    /// A copy of the maps as they are now.
+/// How its weights are kept.
+#[derive(Debug)]
+enum Layout {
+    /// Copied, in the order in which they are read.
+    Packed(Packed),
+    /// Where they are: slower, and no memory.
+    Shared(Vec<Tensor>),
+}
+
+impl Decoding {
+    /// The maps as they are now; with `pack` they are copied and later changes are not seen.
     ///
     /// # Errors
     /// Fails for weights that are not f32 on the CPU.
-    pub fn new(maps: &[&Linear]) -> Result<Self> {
-        let guards: Vec<_> = maps.iter().map(|map| map.weight.value().storage_and_layout()).collect();
-        let weights = guards.iter().map(|(storage, layout)| mat(storage, layout)).collect::<Result<Vec<_>>>()?;
+    pub fn new(maps: &[&Linear], pack: bool) -> Result<Self> {
         let bias = maps.iter().any(|map| map.bias.is_some()).then(|| {
             let of = |map: &&Linear| match &map.bias {
                 Some(bias) => bias.value().to_vec1(),
@@ -94,20 +101,34 @@ impl PackedLinear {
             };
             maps.iter().map(of).collect::<Result<Vec<_>>>().map(|parts| parts.concat())
         });
-        Ok(Self { weight: Packed::new(&weights), bias: bias.transpose()? })
+        let weight = if pack {
+            let guards: Vec<_> = maps.iter().map(|map| map.weight.value().storage_and_layout()).collect();
+            let weights = guards.iter().map(|(storage, layout)| mat(storage, layout)).collect::<Result<Vec<_>>>()?;
+            Layout::Packed(Packed::new(&weights))
+        } else {
+            Layout::Shared(maps.iter().map(|map| map.weight.value().clone()).collect())
+        };
+        Ok(Self { weight, bias: bias.transpose()? })
     }
 
-    /// Columns of the result.
-    pub fn cols(&self) -> usize {
-        self.weight.cols()
-    }
-
-    /// [`Linear::forward`] of each map, side by side, in the same bits: `x [N, in]`, `y [N, sum of out]`.
+    /// [`Linear::forward`] of each map, side by side, in the same bits: `x [N, in]`, `y [N, sum of out]`. Packed weights
+    /// are shared by at most `threads` threads.
     ///
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn forward(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
-        matmul_packed(y, x, &self.weight, threads)?;
+        match &self.weight {
+            Layout::Packed(weight) => matmul_packed(y, x, weight, threads)?,
+            Layout::Shared(weights) => {
+                let mut start = 0;
+                for weight in weights {
+                    let (storage, layout) = weight.storage_and_layout();
+                    let w = mat(&storage, layout)?;
+                    matmul(&mut y.block(0..x.rows, start..start + w.rows), x, w, Form::Nt, false)?;
+                    start += w.rows;
+                }
+            }
+        }
         if let Some(bias) = &self.bias {
             add_to_rows(y, bias);
         }

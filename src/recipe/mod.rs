@@ -10,6 +10,7 @@ mod error;
 mod evaluate;
 mod evaluator;
 mod generate;
+mod memory;
 mod method;
 mod parts;
 mod plan;

@@ -2,14 +2,13 @@
 
 use super::RecipeError;
 use super::evaluator::evaluator;
+use super::memory::Memory;
 use super::method::pairs;
 use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare};
 use super::start::{Start, TrainingData};
 use crate::batch::blocks;
 use crate::config::{Algorithm, RunConfig};
 use crate::data::Dataset;
-use crate::model::ModelConfig;
-use crate::rollout::CacheShape;
 use crate::trainer::prepare_examples;
 use serde::Serialize;
 use std::fmt::Write;
@@ -47,32 +46,6 @@ pub struct Plan {
     pub first_prompt: String,
     /// Its tokens.
     pub first_prompt_ids: Vec<u32>,
-}
-
-/// Estimated bytes of a run's large parts.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Memory {
-    /// The trained weights.
-    pub weights: usize,
-    /// Their gradients.
-    pub gradients: usize,
-    /// Both moments of Adam.
-    pub moments: usize,
-    /// The frozen reference policy; 0 where beta is 0.
-    pub reference: usize,
-    /// Keys and values of a rollout.
-    pub kv_cache: usize,
-    /// What a micro-batch keeps for its backward pass.
-    pub activations: usize,
-}
-
-impl Memory {
-    /// The peak: the cache and the activations are never there at one time.
-    #[must_use]
-    pub fn peak(&self) -> usize {
-        (self.weights + self.gradients + self.moments + self.reference)
-            .saturating_add(self.kv_cache.max(self.activations))
-    }
 }
 
 /// Resolves everything that a run needs, reads no weights and writes nothing.
@@ -134,7 +107,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         max_steps: max_steps(settings, rows),
         max_tokens_per_step,
         max_micro_batches: max_tokens_per_step.div_ceil(budget),
-        memory: memory(settings, &model.config, max_tokens_per_step.min(budget), longest_prompt),
+        memory: Memory::of_run(settings, &model.config, max_tokens_per_step.min(budget), longest_prompt),
         first_prompt,
         first_prompt_ids,
     })
@@ -154,34 +127,6 @@ fn first_example(
     let ids: Vec<u32> = first.prompt_ids.iter().chain(&first.completion_ids).copied().collect();
     let longest = examples.iter().map(|e| e.prompt_ids.len()).max().unwrap_or(0);
     Ok((examples.len(), model.tokenizer.decode_with_special(&ids)?, ids, longest))
-}
-
-/// Bytes of the large parts, all f32; `tokens` are those of a micro-batch.
-fn memory(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Memory {
-    const F32: usize = 4;
-    let weights = F32 * config.num_parameters();
-    let kv_width = config.num_key_value_heads * config.head_dim;
-    let q_width = config.num_attention_heads * config.head_dim;
-    let prompts = settings.prompts_per_optimizer_step();
-    let counts = (prompts, prompts.saturating_mul(settings.num_generations));
-    let limit = settings.max_completion_length;
-    let cache = CacheShape::new(config, settings.rollout_slots, counts, longest_prompt, limit);
-    // What a layer keeps for its backward pass: its input, the sum after attention, q, k, v, the attended values, the
-    // gate and up projections.
-    let layer = 2 * config.hidden_size + 2 * q_width + 2 * kv_width + 2 * config.intermediate_size;
-    let kept = if settings.gradient_checkpointing {
-        config.num_hidden_layers * config.hidden_size + 2 * layer
-    } else {
-        config.num_hidden_layers * layer + layer
-    };
-    Memory {
-        weights,
-        gradients: weights,
-        moments: 2 * weights,
-        reference: if settings.resolved_beta() > 0.0 { weights } else { 0 },
-        kv_cache: if settings.samples_completions() { crate::model::KvCache::bytes(config, cache.rows()) } else { 0 },
-        activations: (F32 * kept).saturating_mul(tokens),
-    }
 }
 
 impl Plan {
@@ -215,7 +160,13 @@ impl Plan {
         line("", format!("weights {}, gradients {}, moments {}", mib(m.weights), mib(m.gradients), mib(m.moments)));
         line(
             "",
-            format!("reference {}, cache {}, activations {}", mib(m.reference), mib(m.kv_cache), mib(m.activations)),
+            format!(
+                "reference {}, sampling {}, activations {}{}",
+                mib(m.reference),
+                mib(m.rollout()),
+                mib(m.activations),
+                if m.gradient_checkpointing { " (gradient_checkpointing)" } else { "" }
+            ),
         );
         line(if is_text { "text" } else { "first prompt" }, format!("{:?}", self.first_prompt));
         line("token ids", format!("{:?}", self.first_prompt_ids));

@@ -2,6 +2,7 @@
 
 use super::RecipeError;
 use super::evaluator::{evaluate_folder, evaluator};
+use super::memory::Memory;
 use super::method::method;
 use super::parts::{LoadedModel, check_device, graders};
 use super::start::{Start, TrainingData};
@@ -222,6 +223,12 @@ fn policy(
     max_steps: u64,
     device: &Device,
 ) -> Result<(Policy, SavedDtype), RecipeError> {
+    // Before anything is loaded: what is free now must hold all of it.
+    let memory =
+        Memory::of_run(settings, &model.config, settings.max_tokens_per_micro_batch, settings.max_prompt_length);
+    if settings.gradient_checkpointing.is_none() && memory.gradient_checkpointing {
+        tracing::info!("gradient_checkpointing is on: the memory that is free would not do without it");
+    }
     let (decoder, dtype) = match settings.resolved_init() {
         Init::Pretrained => model.decoder(device, true)?,
         Init::Random => (model.random_decoder(settings.seed, device, true)?, SavedDtype::F32),
@@ -240,7 +247,7 @@ fn policy(
             num_steps: max_steps,
         },
         max_grad_norm: Some(settings.max_grad_norm),
-        gradient_checkpointing: settings.gradient_checkpointing,
+        gradient_checkpointing: memory.gradient_checkpointing,
     };
     Ok((Policy::new(decoder, config), dtype))
 }

@@ -6,7 +6,8 @@
 
 use super::sampler::{SamplingConfig, sample_token};
 use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
-use crate::model::{Decoder, KvCache, ModelConfig, NewTokens, PackedDecoder};
+use crate::device::available_memory;
+use crate::model::{Decoder, DecodingModel, KvCache, ModelConfig, NewTokens};
 use crate::ops::attention::Context;
 use crate::rng::{self, Stream};
 use crate::text::{FinishReason, StopRules, StopState, Tokenizer};
@@ -139,7 +140,7 @@ impl CacheShape {
 struct Run<'a, 'e> {
     engine: &'e Engine<'a>,
     requests: &'e [RolloutRequest],
-    packed: PackedDecoder<'a>,
+    model: DecodingModel<'a>,
     cache: KvCache,
     shape: CacheShape,
     free_blocks: Vec<usize>,
@@ -213,12 +214,15 @@ impl<'a, 'e> Run<'a, 'e> {
         let total: usize = requests.iter().map(|r| r.num_generations).sum();
         let longest_prompt = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
         let (counts, limit) = ((requests.len(), total), engine.stop.max_completion_length);
-        let shape = CacheShape::new(engine.decoder.config(), engine.slots, counts, longest_prompt, limit);
+        let config = engine.decoder.config();
+        let shape = CacheShape::new(config, engine.slots, counts, longest_prompt, limit);
+        // A copy of the weights makes decoding faster; it must not be what breaks a run.
+        let has_room = available_memory().is_none_or(|free| 4 * config.num_parameters() < free / 2);
         let waiting = requests.iter().enumerate().flat_map(|(r, q)| (0..q.num_generations).map(move |c| (r, c)));
         Ok(Self {
             engine,
             requests,
-            packed: PackedDecoder::new(engine.decoder)?,
+            model: DecodingModel::new(engine.decoder, has_room)?,
             cache: engine.decoder.new_cache(shape.rows())?,
             shape,
             free_blocks: (0..shape.prompt_blocks).rev().collect(),
@@ -313,7 +317,7 @@ impl<'a, 'e> Run<'a, 'e> {
                 contexts.push(Context { prefix: prefix..prefix + prompt_len, own: own..own + a.ids.len() });
             }
             let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
-            hidden = self.packed.forward(tokens, &mut self.cache)?;
+            hidden = self.model.forward(tokens, &mut self.cache)?;
             self.stats.tokens_forwarded += ids.len();
         }
         let starting = active[moving..].iter().filter_map(|a| self.prefilled[a.request].as_ref());
@@ -334,7 +338,7 @@ impl<'a, 'e> Run<'a, 'e> {
     ) -> Result<(), RolloutError> {
         let (engine, requests) = (self.engine, self.requests);
         let waiting: &[Active] = active;
-        let drawn = self.packed.map_logits(hidden, |row, z| {
+        let drawn = self.model.map_logits(hidden, |row, z| {
             let a = &waiting[row];
             let request = &requests[a.request];
             let completion = request.first_completion + a.completion as u64;

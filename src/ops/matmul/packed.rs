@@ -37,11 +37,6 @@ impl Packed {
         });
         Self { strips, depth, cols: columns.len() }
     }
-
-    /// Columns of the product.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
 }
 
 /// Rows that pass by the strips together: their sums stay in the first-level cache.
@@ -220,8 +215,8 @@ mod tests {
             let weights = weights.collect::<Result<Vec<Vec<f32>>>>()?;
             let weights: Vec<Mat<'_>> = weights.iter().zip(&outs).map(|(w, out)| Mat::new(w, *out, depth)).collect();
             let packed = Packed::new(&weights);
-            let mut expected = vec![0.0; rows * packed.cols()];
-            let mut all = MatMut::new(&mut expected, rows, packed.cols());
+            let mut expected = vec![0.0; rows * packed.cols];
+            let mut all = MatMut::new(&mut expected, rows, packed.cols);
             let mut at = 0;
             for w in &weights {
                 matmul(&mut all.block(0..rows, at..at + w.rows), x, *w, Form::Nt, false)?;
@@ -229,7 +224,7 @@ mod tests {
             }
             for threads in [1, 2] {
                 let mut got = vec![f32::NAN; expected.len()];
-                matmul_packed(&mut MatMut::new(&mut got, rows, packed.cols()), x, &packed, threads)?;
+                matmul_packed(&mut MatMut::new(&mut got, rows, packed.cols), x, &packed, threads)?;
                 let same = got.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{rows} x {depth} -> {outs:?} on {threads} threads");
             }

@@ -1,0 +1,115 @@
+//! How much memory a run will take, and what is done where that is more than there is.
+
+use crate::config::RunConfig;
+use crate::device::available_memory;
+use crate::model::{KvCache, ModelConfig};
+use crate::rollout::CacheShape;
+use serde::Serialize;
+
+/// Estimated bytes of a run's large parts.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Memory {
+    /// The trained weights.
+    pub weights: usize,
+    /// Their gradients.
+    pub gradients: usize,
+    /// Both moments of Adam.
+    pub moments: usize,
+    /// The frozen reference policy; 0 where beta is 0.
+    pub reference: usize,
+    /// The weights as sampling lays them out, while it runs.
+    pub packed_weights: usize,
+    /// Keys and values of a rollout.
+    pub kv_cache: usize,
+    /// What a micro-batch keeps for its backward pass.
+    pub activations: usize,
+    /// Whether that is only the input of each layer, and the rest computed again.
+    pub gradient_checkpointing: bool,
+}
+
+impl Memory {
+    /// The estimate of a run whose micro-batches have `tokens` tokens. Where the settings leave `gradient_checkpointing`
+    /// open, it is on if the memory that is free now would not do without it; it changes no result.
+    #[must_use]
+    pub fn of_run(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Self {
+        let estimate = |checkpointing| Self::estimate(settings, config, tokens, longest_prompt, checkpointing);
+        let chosen = settings.gradient_checkpointing.unwrap_or_else(|| {
+            let free = available_memory().unwrap_or(usize::MAX);
+            estimate(false).peak() > free
+        });
+        estimate(chosen)
+    }
+
+    /// Everything is f32.
+    fn estimate(
+        settings: &RunConfig,
+        config: &ModelConfig,
+        tokens: usize,
+        longest_prompt: usize,
+        gradient_checkpointing: bool,
+    ) -> Self {
+        const F32: usize = 4;
+        let weights = F32 * config.num_parameters();
+        let kv_width = config.num_key_value_heads * config.head_dim;
+        let q_width = config.num_attention_heads * config.head_dim;
+        let prompts = settings.prompts_per_optimizer_step();
+        let counts = (prompts, prompts.saturating_mul(settings.num_generations));
+        let limit = settings.max_completion_length;
+        let cache = CacheShape::new(config, settings.rollout_slots, counts, longest_prompt, limit);
+        // What a layer keeps for its backward pass: its input, the sum after attention, q, k, v, the attended values,
+        // the gate and up projections.
+        let layer = 2 * config.hidden_size + 2 * q_width + 2 * kv_width + 2 * config.intermediate_size;
+        let kept = if gradient_checkpointing {
+            config.num_hidden_layers * config.hidden_size + 2 * layer
+        } else {
+            config.num_hidden_layers * layer + layer
+        };
+        let samples = settings.samples_completions();
+        Self {
+            weights,
+            gradients: weights,
+            moments: 2 * weights,
+            reference: if settings.resolved_beta() > 0.0 { weights } else { 0 },
+            packed_weights: if samples { weights } else { 0 },
+            kv_cache: if samples { KvCache::bytes(config, cache.rows()) } else { 0 },
+            activations: (F32 * kept).saturating_mul(tokens),
+            gradient_checkpointing,
+        }
+    }
+
+    /// What sampling takes while it runs.
+    #[must_use]
+    pub fn rollout(&self) -> usize {
+        self.packed_weights.saturating_add(self.kv_cache)
+    }
+
+    /// The peak: what sampling takes and the activations are never there at one time.
+    #[must_use]
+    pub fn peak(&self) -> usize {
+        (self.weights + self.gradients + self.moments + self.reference)
+            .saturating_add(self.rollout().max(self.activations))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Left open, recomputing is chosen where the free memory would not do, and is then the smaller estimate; a setting
+    /// is a setting.
+    #[test]
+    fn recomputes_where_memory_is_short() {
+        let path = Path::new("data/starter/config.json");
+        let config = ModelConfig::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap();
+        let of_run = |gradient_checkpointing, tokens| {
+            let settings = RunConfig { gradient_checkpointing, ..RunConfig::default() };
+            Memory::of_run(&settings, &config, tokens, 64)
+        };
+        assert!(!of_run(None, 1).gradient_checkpointing);
+        let (few, many) = (of_run(None, 1 << 40), of_run(Some(false), 1 << 40));
+        assert!(few.gradient_checkpointing && !many.gradient_checkpointing);
+        assert!(few.peak() < many.peak());
+        assert!(of_run(Some(true), 1).gradient_checkpointing);
+    }
+}
