@@ -13,8 +13,9 @@
 mod naive;
 
 use candle_core::{Device, Result, Tensor, Var};
+use candlewick::model::{Decoder, DecodingModel, ModelConfig, NewTokens, Params, init_weights};
 use candlewick::ops::Weight;
-use candlewick::ops::attention::{Heads, Segment, attention, attention_backward, contexts};
+use candlewick::ops::attention::{Context, Heads, Segment, attention, attention_backward, contexts};
 use candlewick::ops::elementwise::{silu_mul, silu_mul_backward};
 use candlewick::ops::embedding::{embedding, embedding_backward, zeros};
 use candlewick::ops::head::{LogprobGrads, Predictions, token_logprobs, token_logprobs_backward};
@@ -23,6 +24,7 @@ use candlewick::ops::rms_norm::{rms_norm, rms_norm_backward};
 use candlewick::ops::rope::RopeTable;
 use candlewick::optim::{AdamW, AdamWConfig};
 use criterion::{Criterion, criterion_group, criterion_main};
+use std::path::Path;
 
 const PROMPT: usize = 15;
 const COMPLETION: usize = 32;
@@ -207,5 +209,34 @@ fn adamw(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, linear, norm, rope, attend, silu, embed, head, adamw);
+/// One more token for 64 sequences with 64 tokens each; the naive form is the training forward pass over a cache.
+fn decode(criterion: &mut Criterion) {
+    const SEQUENCES: usize = 64;
+    const LENGTH: usize = 64;
+    let text = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "vocab_size": {VOCAB}, "hidden_size": {WIDTH},
+            "intermediate_size": {INNER}, "num_hidden_layers": 8, "num_attention_heads": {}, "num_key_value_heads": {}}}"#,
+        HEADS.num_heads, HEADS.num_kv_heads
+    );
+    let config = ModelConfig::parse(&text, Path::new("config.json")).expect("a configuration");
+    let params = Params::new(init_weights(&config, 1), &Device::Cpu, false).expect("fits");
+    let model = Decoder::new(config, params).expect("complete");
+    let mut cache = model.new_cache(SEQUENCES * LENGTH).expect("fits");
+    let mut decoding = DecodingModel::new(&model, true).expect("f32");
+    let (ids, positions) = (ids(SEQUENCES, VOCAB), vec![LENGTH as u32 - 1; SEQUENCES]);
+    let rows: Vec<u32> = (1..=SEQUENCES).map(|i| (i * LENGTH) as u32 - 1).collect();
+    let contexts: Vec<Context> =
+        (0..SEQUENCES).map(|i| Context { prefix: 0..0, own: i * LENGTH..(i + 1) * LENGTH }).collect();
+    let mut group = criterion.benchmark_group("decode");
+    group.bench_function("token", |b| {
+        let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
+        b.iter(|| decoding.forward(tokens, &mut cache).expect("the shapes fit"));
+    });
+    group.bench_function("naive token", |b| {
+        b.iter(|| model.forward_cached(&ids, &positions, &mut cache, &rows, &contexts).expect("the shapes fit"));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, linear, norm, rope, attend, silu, embed, head, adamw, decode);
 criterion_main!(benches);

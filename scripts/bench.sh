@@ -4,6 +4,7 @@
 #
 #   scripts/bench.sh                      everything: all rows on one core and on two, and the checks; about two hours
 #   scripts/bench.sh --rows tiny-step     one row
+#   scripts/bench.sh --checks             start-up, size of the program, memory of the loss, cost of long contexts
 #   scripts/bench.sh --quick              one short turn of each program: a trial, its figures mean little
 #   scripts/bench.sh --readme             puts the table of all results so far into README.md
 #   scripts/bench.sh --scaling            how the time of candlewick's step grows with its sizes; writes docs/scaling.md

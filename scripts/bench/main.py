@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--rows", nargs="+", choices=names, default=[], metavar="NAME", help=only)
     parser.add_argument("--cores", type=int, choices=(1, 2), help="on so many cores (default: both)")
     parser.add_argument("--quick", action="store_true", help="one short turn of each program: for a trial only")
+    parser.add_argument("--checks", action="store_true", help="only the checks: start-up, size, memory of the loss, decoding")
     parser.add_argument("--scaling", action="store_true", help="how the time grows; writes docs/scaling.md")
     parser.add_argument("--readme", action="store_true", help="measure nothing; put the table into README.md")
     parser.add_argument("--binary", type=Path, required=True, help=argparse.SUPPRESS)
@@ -62,7 +63,8 @@ def main():
         make_models(setup, scaling.MODELS)
         scaling.run(setup, args.cores or 2, args.quick, ROOT / "docs")
     else:
-        measure_rows(setup, args.rows, [args.cores] if args.cores else [1, 2], args.quick)
+        if not args.checks:
+            measure_rows(setup, args.rows, [args.cores] if args.cores else [1, 2], args.quick)
         if not args.rows:
             make_models(setup, checks.MODELS)
             sys.exit(checks.run(setup, OUTPUT / "checks.json"))

@@ -5,7 +5,8 @@
 //! prompt as prefix, so the prompt's keys and values are computed once. The same kernel serves training (keys are rows
 //! of the packed batch) and decoding (keys are rows of the cache): a query's result has the same bits in both.
 //!
-//! Scores of one query and head are all that is ever held; the backward pass computes them again.
+//! Scores of a few queries are all that is ever held; the backward pass computes them again. `row.rs` attends with one
+//! query, `tile.rs` with successive ones at once.
 
 mod backward;
 mod row;

@@ -1,4 +1,5 @@
-//! Matrix products on row views, through the `gemm` crate.
+//! Matrix products on row views: through the `gemm` crate in general, and with own kernels (`packed.rs`, `tile.rs`) where
+//! one weight meets few rows again and again.
 
 mod packed;
 mod tile;

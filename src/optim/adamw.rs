@@ -3,11 +3,10 @@
 //! One pass over memory updates parameter and moments together. Multiplications and additions are kept apart (no
 //! fused multiply-add), so that every processor gives the same bits.
 
-use pulp::Arch;
+use super::CHUNK;
+use crate::ops::simd::kernel;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-
-use super::CHUNK;
 
 /// Settings of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -83,27 +82,23 @@ pub fn adamw_update(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32
     let n = theta.len();
     assert!(m.len() == n && v.len() == n && grad.len() == n, "parameter, moments and gradient differ in length");
     let step = AdamWStep { decay: if decay { step.decay } else { 1.0 }, ..*step };
-    let arch = Arch::new();
     theta
         .par_chunks_mut(CHUNK)
         .zip(m.par_chunks_mut(CHUNK))
         .zip(v.par_chunks_mut(CHUNK))
         .zip(grad.par_chunks(CHUNK))
-        .for_each(|(((theta, m), v), grad)| arch.dispatch(|| update_chunk(theta, m, v, grad, &step)));
+        .for_each(|(((theta, m), v), grad)| update_chunk(theta, m, v, grad, step));
 }
 
-/// The update of one chunk. Inlined into the dispatched closure, so that it is compiled for the processor at hand.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "the code is only vectorised for the features of the function it is put into")]
-fn update_chunk(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], step: &AdamWStep) {
-    // A copy of its own: through the reference the compiler would have to read the factors anew after every store.
-    let step = *step;
-    for (((theta, m), v), grad) in theta.iter_mut().zip(m).zip(v).zip(grad) {
-        let g = grad * step.grad_scale;
-        *m += step.weight1 * (g - *m);
-        *v = *v * step.beta2 + step.weight2 * g * g;
-        let denominator = v.sqrt() * step.root_factor2 + step.eps;
-        *theta = *theta * step.decay - step.step_size * (*m / denominator);
+kernel! {
+    fn update_chunk(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], step: AdamWStep) {
+        for (((theta, m), v), grad) in theta.iter_mut().zip(m).zip(v).zip(grad) {
+            let g = grad * step.grad_scale;
+            *m += step.weight1 * (g - *m);
+            *v = *v * step.beta2 + step.weight2 * g * g;
+            let denominator = v.sqrt() * step.root_factor2 + step.eps;
+            *theta = *theta * step.decay - step.step_size * (*m / denominator);
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! The global norm of the gradient and the factor that bounds it.
 
-use pulp::Arch;
-use rayon::prelude::*;
-
 use super::CHUNK;
+use crate::ops::simd::kernel;
+use rayon::prelude::*;
 
 /// Partial sums a chunk is added up in: fixed, so that the width of the processor's vectors does not show.
 const LANES: usize = 16;
@@ -13,23 +12,21 @@ const LANES: usize = 16;
 /// Chunks of a fixed size are summed in a fixed order, so that the number of threads does not show in the result.
 #[must_use]
 pub fn sum_of_squares(grad: &[f32]) -> f64 {
-    let arch = Arch::new();
-    let partial: Vec<f64> = grad.par_chunks(CHUNK).map(|chunk| arch.dispatch(|| sum_chunk(chunk))).collect();
+    let partial: Vec<f64> = grad.par_chunks(CHUNK).map(sum_chunk).collect();
     partial.iter().sum()
 }
 
-/// The sum of squares of one chunk. Inlined into the dispatched closure, so that it is compiled for the processor.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "the code is only vectorised for the features of the function it is put into")]
-fn sum_chunk(chunk: &[f32]) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (blocks, rest) = chunk.as_chunks::<LANES>();
-    for block in blocks {
-        for (lane, x) in lanes.iter_mut().zip(block) {
-            *lane += f64::from(*x) * f64::from(*x);
+kernel! {
+    fn sum_chunk(chunk: &[f32]) -> f64 {
+        let mut lanes = [0.0f64; LANES];
+        let (blocks, rest) = chunk.as_chunks::<LANES>();
+        for block in blocks {
+            for (lane, x) in lanes.iter_mut().zip(block) {
+                *lane += f64::from(*x) * f64::from(*x);
+            }
         }
+        lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
     }
-    lanes.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>()
 }
 
 /// The L2 norm over all gradients together: the metric `grad_norm`. Not finite if any element is not.
