@@ -194,7 +194,9 @@ fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Hea
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, assert_thread_invariant, random, reference_gradients, variable};
+    use crate::ops::testing::{
+        assert_close, assert_level_invariant, assert_thread_invariant, random, reference_gradients, variable,
+    };
 
     /// The naive reference, differentiable by candle: full scores with a mask made of the contexts.
     fn reference(qkv: &Tensor, contexts: &[Context], heads: Heads) -> Result<Tensor> {
@@ -280,6 +282,20 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    /// Alone and in tiles, for heads of less than a vector, of one, of two and of more.
+    #[test]
+    fn vector_instructions_do_not_change_the_bits() {
+        assert_level_invariant(|| {
+            let of_size = |head_dim| {
+                let heads = Heads { num_heads: 14, num_kv_heads: 2, head_dim };
+                let qkv = random(&[33, heads.qkv_width()], 1);
+                let [q, k, v] = parts(&qkv, heads).expect("fits");
+                attention(&q, &k, &v, &contexts(&segments(), 33).expect("fits"), heads).expect("fits")
+            };
+            [8, 16, 32, 48, 64].map(of_size).to_vec()
+        });
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! the choice.
 
 /// The vector instructions of this machine.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     Plain,
     #[cfg(target_arch = "x86_64")]
@@ -17,6 +17,14 @@ pub(crate) enum Level {
 /// What the machine offers; a few loads after the first call.
 #[inline]
 pub(crate) fn level() -> Level {
+    #[cfg(test)]
+    return detected().min(limit::get());
+    #[cfg(not(test))]
+    detected()
+}
+
+#[inline]
+fn detected() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f")
@@ -75,3 +83,27 @@ macro_rules! kernel {
     };
 }
 pub(crate) use kernel;
+
+/// Tests may narrow what the kernels use.
+#[cfg(test)]
+pub(crate) mod limit {
+    use super::Level;
+    use std::sync::Mutex;
+
+    /// Every level of the processor's kind, the widest last.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const LEVELS: &[Level] = &[Level::Plain, Level::Avx2, Level::Avx512];
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) const LEVELS: &[Level] = &[Level::Plain];
+
+    static LIMIT: Mutex<Level> = Mutex::new(LEVELS[LEVELS.len() - 1]);
+
+    pub(super) fn get() -> Level {
+        *LIMIT.lock().expect("no test panics with it")
+    }
+
+    /// For all threads, until it is set again: tests beside this one get the same bits more slowly.
+    pub(crate) fn set(level: Level) {
+        *LIMIT.lock().expect("no test panics with it") = level;
+    }
+}

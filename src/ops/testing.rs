@@ -1,5 +1,6 @@
 //! Helpers for the tests of the operations.
 
+use super::simd::limit;
 use crate::rng::{self, Stream};
 use candle_core::{Device, Result, Tensor, Var};
 
@@ -36,16 +37,30 @@ pub(crate) fn reference_gradients(y: &Tensor, upstream: &Tensor, vars: &[&Var]) 
     Ok(vars.iter().map(|v| grads.get(v).expect("the variable is part of the graph").clone()).collect())
 }
 
+/// Runs `f` with the vector instructions of this machine and with fewer, and checks that the results have the same bits.
+pub(crate) fn assert_level_invariant(f: impl Fn() -> Vec<Tensor>) {
+    let run = |level| {
+        limit::set(level);
+        let bits = all_bits(&f());
+        limit::set(*limit::LEVELS.last().expect("there is one"));
+        bits
+    };
+    let plain = run(limit::LEVELS[0]);
+    for level in &limit::LEVELS[1..] {
+        assert!(run(*level) == plain, "{level:?}");
+    }
+}
+
+fn all_bits(tensors: &[Tensor]) -> Vec<Vec<u32>> {
+    let values = tensors.iter().map(|t| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32"));
+    values.map(|v| v.into_iter().map(f32::to_bits).collect()).collect()
+}
+
 /// Runs `f` on pools of one and of two threads and checks that the results have the same bits.
 pub(crate) fn assert_thread_invariant(f: impl Fn() -> Vec<Tensor> + Sync) {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-        let tensors = pool.install(&f);
-        tensors
-            .iter()
-            .map(|t| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32"))
-            .map(|v| v.into_iter().map(f32::to_bits).collect::<Vec<_>>())
-            .collect::<Vec<_>>()
+        all_bits(&pool.install(&f))
     };
     assert_eq!(run(1), run(2));
 }

@@ -192,7 +192,8 @@ fn transpose_wide(columns: [&[f32]; LANES], first: usize, square: &mut [Vector; 
 mod tests {
     use super::super::{Form, matmul};
     use super::*;
-    use crate::ops::testing::random;
+    use crate::ops::testing::{assert_level_invariant, random};
+    use candle_core::{Device, Tensor};
 
     /// A packed weight gives the bits of the general product: few and many rows, ragged strips, sums deeper than a
     /// block, several weights side by side, on one thread and on two.
@@ -230,5 +231,21 @@ mod tests {
             }
         }
         Ok(())
+    }
+
+    #[test]
+    fn vector_instructions_do_not_change_the_bits() {
+        assert_level_invariant(|| {
+            let of_size = |(rows, depth, cols)| {
+                let flat = |shape: &[usize], seed| random(shape, seed).flatten_all().and_then(|x| x.to_vec1::<f32>());
+                let (x, w) = (flat(&[rows, depth], 1).expect("f32"), flat(&[cols, depth], 2).expect("f32"));
+                let packed = Packed::new(&[Mat::new(&w, cols, depth)]);
+                let mut y = vec![f32::NAN; rows * cols];
+                matmul_packed(&mut MatMut::new(&mut y, rows, cols), Mat::new(&x, rows, depth), &packed, 1)
+                    .expect("fits");
+                Tensor::from_vec(y, (rows, cols), &Device::Cpu).expect("fits")
+            };
+            [(1, 16, 1), (13, 40, 50), (29, 600, 130)].map(of_size).to_vec()
+        });
     }
 }
