@@ -9,7 +9,8 @@ use crate::ops::Weight;
 use crate::ops::attention::{Context, Heads, Keys, attend_row};
 use crate::ops::elementwise::{add, gate_rows};
 use crate::ops::embedding::gather_rows;
-use crate::ops::linear::{Decoding, Linear};
+use crate::ops::head::TILE_BYTES;
+use crate::ops::linear::{DecodingLinear, Linear};
 use crate::ops::rms_norm::norm_row;
 use crate::ops::rope::RopeTable;
 use crate::ops::storage::{Mat, MatMut, Shared, update};
@@ -19,8 +20,6 @@ use std::ops::Range;
 
 /// Rows that make a thread worth its own way through the model: with fewer it would mostly wait for the weights.
 const ROWS_A_THREAD: usize = 16;
-/// Bytes of logits that are held at a time.
-const LOGITS_BYTES: usize = 16 << 20;
 
 /// A decoder as decoding wants it.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ pub struct DecodingModel<'a> {
     layers: Vec<DecodingLayer>,
     norm: Vec<f32>,
     vocab_size: usize,
-    head: Decoding,
+    head: DecodingLinear,
     /// Scratch of each thread.
     buffers: Vec<Buffers>,
 }
@@ -46,12 +45,12 @@ pub struct NewTokens<'a> {
 #[derive(Debug)]
 struct DecodingLayer {
     input_norm: Vec<f32>,
-    qkv: Decoding,
+    qkv: DecodingLinear,
     qk_norm: Option<[Vec<f32>; 2]>,
-    o: Decoding,
+    o: DecodingLinear,
     post_norm: Vec<f32>,
-    gate_up: Decoding,
-    down: Decoding,
+    gate_up: DecodingLinear,
+    down: DecodingLinear,
 }
 
 impl DecodingLayer {
@@ -60,12 +59,12 @@ impl DecodingLayer {
         let qk_norm = layer.qk_norm.as_ref().map(|(q, k)| Ok::<_, candle_core::Error>([vector(q)?, vector(k)?]));
         Ok(Self {
             input_norm: vector(&layer.input_norm)?,
-            qkv: Decoding::new(&[&layer.q, &layer.k, &layer.v], pack)?,
+            qkv: DecodingLinear::new(&[&layer.q, &layer.k, &layer.v], pack)?,
             qk_norm: qk_norm.transpose()?,
-            o: Decoding::new(&[&layer.o], pack)?,
+            o: DecodingLinear::new(&[&layer.o], pack)?,
             post_norm: vector(&layer.post_norm)?,
-            gate_up: Decoding::new(&[&layer.gate, &layer.up], pack)?,
-            down: Decoding::new(&[&layer.down], pack)?,
+            gate_up: DecodingLinear::new(&[&layer.gate, &layer.up], pack)?,
+            down: DecodingLinear::new(&[&layer.down], pack)?,
         })
     }
 }
@@ -93,7 +92,7 @@ impl<'a> DecodingModel<'a> {
             layers: decoder.layers.iter().map(|layer| DecodingLayer::new(layer, pack)).collect::<Result<_>>()?,
             norm: decoder.norm.value().to_vec1()?,
             vocab_size: decoder.head().value().dim(0)?,
-            head: Decoding::new(&[&Linear { weight: decoder.head().clone(), bias: None }], pack)?,
+            head: DecodingLinear::new(&[&Linear { weight: decoder.head().clone(), bias: None }], pack)?,
             buffers: Vec::new(),
             decoder,
         })
@@ -137,7 +136,7 @@ impl<'a> DecodingModel<'a> {
     /// Fails where the shape does not fit.
     pub fn map_logits<R: Send>(&self, hidden: &[f32], f: impl Fn(usize, &mut [f32]) -> R + Sync) -> Result<Vec<R>> {
         let (d, vocab) = (self.decoder.config.hidden_size, self.vocab_size);
-        let tile = (LOGITS_BYTES / (4 * vocab)).max(1);
+        let tile = (TILE_BYTES / (4 * vocab)).max(1);
         let mut results = Vec::with_capacity(hidden.len() / d);
         for (tile_index, hidden) in hidden.chunks(tile * d).enumerate() {
             let n = hidden.len() / d;
@@ -277,7 +276,7 @@ impl Step<'_> {
 }
 
 /// `y = w x` for `n` rows.
-fn product(w: &Decoding, x: &[f32], y: &mut [f32], n: usize, threads: usize) -> Result<()> {
+fn product(w: &DecodingLinear, x: &[f32], y: &mut [f32], n: usize, threads: usize) -> Result<()> {
     let cols = y.len() / n.max(1);
     w.forward(Mat::new(x, n, x.len() / n.max(1)), &mut MatMut::new(y, n, cols), threads)
 }

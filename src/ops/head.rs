@@ -12,7 +12,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// The size of a tile of logits. Within it as many rows are taken as fit.
-const TILE_BYTES: usize = 16 << 20;
+pub(crate) const TILE_BYTES: usize = 16 << 20;
 /// Small vocabularies would give tiles of thousands of rows, which leave the cache.
 const MAX_TILE_ROWS: usize = 512;
 

@@ -74,7 +74,7 @@ impl Linear {
 
 /// Linear maps of one input side by side, for many calls with few rows each.
 #[derive(Debug)]
-pub(crate) struct Decoding {
+pub(crate) struct DecodingLinear {
     weight: Layout,
     bias: Option<Vec<f32>>,
 }
@@ -88,7 +88,7 @@ enum Layout {
     Shared(Vec<Tensor>),
 }
 
-impl Decoding {
+impl DecodingLinear {
     /// The maps as they are now; with `pack` they are copied and later changes are not seen.
     ///
     /// # Errors

@@ -3,8 +3,7 @@
 //! The transformations come in the order of transformers' generation: repetition penalty on the logits, temperature,
 //! top-k, top-p, min-p. The token is then found by inverting the cumulative distribution at one uniform draw.
 
-use crate::ops::head::row_probabilities;
-use crate::ops::head::scale_row;
+use crate::ops::head::{row_probabilities, scale_row};
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
