@@ -52,8 +52,12 @@ impl Extend<(f32, f32)> for TokenLogprobs {
 /// Fails where the shapes do not fit.
 pub fn logits(hidden: &Tensor, weight: &Weight) -> Result<Tensor> {
     let z = unset(hidden.dim(0)?, weight.value().dim(0)?, hidden)?;
-    matmul_into(&z, hidden, weight.value(), Form::Nt, false)?;
+    logits_into(&z, hidden, weight)?;
     Ok(z)
+}
+
+fn logits_into(z: &Tensor, hidden: &Tensor, weight: &Weight) -> Result<()> {
+    matmul_into(z, hidden, weight.value(), Form::Nt, false)
 }
 
 kernel! {
@@ -106,8 +110,10 @@ pub fn map_rows<R: Send>(x: &Tensor, f: impl Fn(usize, &mut [f32]) -> R + Sync) 
 /// Fails for a row or target outside its range.
 pub fn token_logprobs(hidden: &Tensor, weight: &Weight, predictions: Predictions<'_>) -> Result<TokenLogprobs> {
     let mut result = TokenLogprobs::default();
+    let buffer = tile_buffer(hidden, weight, predictions)?;
     for tile in tiles(weight, predictions)? {
-        let z = logits(&gather_rows(hidden, tile.rows)?, weight)?;
+        let z = buffer.narrow(0, 0, tile.rows.len())?;
+        logits_into(&z, &gather_rows(hidden, tile.rows)?, weight)?;
         let scored = map_rows(&z, |row, z| {
             let (lse, entropy) = scale_row(z, tile.temperature);
             (z[tile.targets[row] as usize] - lse, entropy)
@@ -143,13 +149,15 @@ pub fn token_logprobs_backward(
 ) -> Result<TokenLogprobs> {
     let mut found = TokenLogprobs::default();
     let mut start = 0;
+    let buffer = tile_buffer(hidden, weight, predictions)?;
     for tile in tiles(weight, predictions)? {
         let range = start..start + tile.rows.len();
         start = range.end;
         let grad_l = &grads.logprobs[range.clone()];
         let grad_h = grads.entropies.map(|g| &g[range]);
         let h = gather_rows(hidden, tile.rows)?;
-        let z = logits(&h, weight)?;
+        let z = buffer.narrow(0, 0, tile.rows.len())?;
+        logits_into(&z, &h, weight)?;
         found.extend(map_rows(&z, |i, z| {
             let grad_h = grad_h.map_or(0.0, |g| g[i]);
             logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h)
@@ -187,12 +195,22 @@ kernel! {
     }
 }
 
+fn tile_rows(vocab: usize) -> usize {
+    (TILE_BYTES / (4 * vocab.max(1))).clamp(1, MAX_TILE_ROWS)
+}
+
+/// One buffer for the logits of all tiles: a buffer for each, of two sizes, would leave both with the allocator.
+fn tile_buffer(hidden: &Tensor, weight: &Weight, all: Predictions<'_>) -> Result<Tensor> {
+    let vocab = weight.value().dim(0)?;
+    unset(all.rows.len().min(tile_rows(vocab)), vocab, hidden)
+}
+
 fn tiles<'a>(weight: &Weight, all: Predictions<'a>) -> Result<impl Iterator<Item = Predictions<'a>> + use<'a>> {
     let vocab = weight.value().dim(0)?;
     if all.rows.len() != all.targets.len() || all.targets.iter().any(|t| *t as usize >= vocab) {
         bail!("{} predicted rows, {} targets, vocabulary of {vocab}", all.rows.len(), all.targets.len());
     }
-    let size = (TILE_BYTES / (4 * vocab.max(1))).clamp(1, MAX_TILE_ROWS);
+    let size = tile_rows(vocab);
     Ok(all.rows.chunks(size).zip(all.targets.chunks(size)).map(move |(rows, targets)| Predictions {
         rows,
         targets,
