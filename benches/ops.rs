@@ -13,6 +13,7 @@
 mod naive;
 
 use candle_core::{Device, Result, Tensor, Var};
+use candlewick::device::Compute;
 use candlewick::model::{Decoder, DecodingModel, ModelConfig, NewTokens, Params, init_weights};
 use candlewick::ops::Weight;
 use candlewick::ops::attention::{Context, Heads, Segment, attention, attention_backward, contexts};
@@ -118,7 +119,8 @@ fn rope(criterion: &mut Criterion) {
     let half = HEADS.head_dim / 2;
     let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
     let positions: Vec<u32> = (0..ROWS as u32).collect();
-    let (x, table) = (random(ROWS, HEADS.q_width()), RopeTable::new(&inv_freq, &positions));
+    let (x, table) =
+        (random(ROWS, HEADS.q_width()), RopeTable::new(&inv_freq, &positions, &Device::Cpu).expect("a table"));
     let xv = var(&x);
     Op {
         name: "rope",
@@ -136,11 +138,11 @@ fn attend(criterion: &mut Criterion) {
     let part = |start, width| qkv.narrow(1, start, width).expect("columns");
     let (q_width, kv_width) = (HEADS.q_width(), HEADS.kv_width());
     let (q, k, v) = (part(0, q_width), part(q_width, kv_width), part(q_width + kv_width, kv_width));
-    let (qkv_var, mask) = (var(&qkv), naive::mask(&contexts).expect("a mask"));
+    let (qkv_var, mask) = (var(&qkv), naive::mask(contexts.rows()).expect("a mask"));
     Op {
         name: "attention",
         forward: &|| attention(&q, &k, &v, &contexts, HEADS).map(drop),
-        backward: &|| attention_backward(&g, &qkv, &segments, HEADS).map(drop),
+        backward: &|| attention_backward(&g, &qkv, &segments, &contexts, HEADS).map(drop),
         naive: &|| naive::attention(&qkv_var, &mask, HEADS),
         vars: &[&qkv_var],
     }
@@ -194,14 +196,14 @@ fn head(criterion: &mut Criterion) {
 /// One weight of the feed-forward part; the naive form is what candle's own optimizer does.
 fn adamw(criterion: &mut Criterion) {
     let (theta, grad) = (random(INNER, WIDTH), random(INNER, WIDTH));
-    let flat = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).expect("f32");
-    let (mut values, grads) = (flat(&theta), flat(&grad));
-    let mut optimizer = AdamW::new(AdamWConfig::default(), [(values.len(), true)]);
+    let weight = trainable(&theta);
+    weight.grad().expect("trainable").slice_set(&grad, 0, 0).expect("the same shape");
+    let mut optimizer = AdamW::new(AdamWConfig::default(), [(weight.value(), true)]).expect("moments");
     let mut group = criterion.benchmark_group("adamw");
     group.bench_function("step", |b| {
         b.iter(|| {
             let step = optimizer.begin_step(1e-6, 1.0);
-            optimizer.update(0, &mut values, &grads, &step);
+            optimizer.update(0, &weight, &step).expect("the shapes fit");
         });
     });
     let mut naive = naive::AdamW::new(var(&theta)).expect("a variable");
@@ -219,7 +221,7 @@ fn decode(criterion: &mut Criterion) {
         HEADS.num_heads, HEADS.num_kv_heads
     );
     let config = ModelConfig::parse(&text, Path::new("config.json")).expect("a configuration");
-    let params = Params::new(init_weights(&config, 1), &Device::Cpu, false).expect("fits");
+    let params = Params::new(init_weights(&config, 1), &Compute::cpu(), false).expect("fits");
     let model = Decoder::new(config, params).expect("complete");
     let mut cache = model.new_cache(SEQUENCES * LENGTH).expect("fits");
     let mut decoding = DecodingModel::new(&model, true).expect("f32");

@@ -1,7 +1,9 @@
 //! Writes what candlewick computes from a model folder, for `scripts/check_checkpoint.py` and `scripts/check_folder.py`
 //! to compare with what the Hugging Face packages compute from the same folder.
 //!
-//!     cargo run --release --example dump_outputs -- MODEL_FOLDER DATA.jsonl [NUM_PROMPTS] > stored.json
+//!     cargo run --release --example dump_outputs -- MODEL_FOLDER DATA.jsonl [NUM_PROMPTS] [DEVICE] > stored.json
+//!
+//! `DEVICE` is cpu (the default) or cuda; everything is computed in f32.
 //!
 //! The prompts are the first `NUM_PROMPTS` (20) rows of the data file, read as plain text. Each is prefilled and
 //! decoded greedily through the key-value cache, one token at a time, up to 32 tokens or an EOS.
@@ -10,8 +12,9 @@ use std::error::Error;
 use std::io::Write;
 use std::path::Path;
 
-use candle_core::Device;
+use candle_core::DType;
 use candlewick::data::{JsonlConfig, load_jsonl};
+use candlewick::device::{self, Compute, DeviceKind};
 use candlewick::model::{Decoder, LoadedTensor, ModelConfig, Params, load_weights};
 use candlewick::ops::attention::Context;
 use candlewick::ops::head::logits;
@@ -75,14 +78,19 @@ fn complete(model: &Decoder, prompt: &[u32], eos_ids: &[u32]) -> candle_core::Re
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, data, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: dump_outputs MODEL_FOLDER DATA.jsonl [NUM_PROMPTS]".into());
+        return Err("usage: dump_outputs MODEL_FOLDER DATA.jsonl [NUM_PROMPTS] [DEVICE]".into());
     };
     let num_prompts: usize = rest.first().map_or(Ok(20), |text| text.parse())?;
+    let device = match rest.get(1).map(String::as_str) {
+        Some("cuda") => device::open(DeviceKind::Cuda)?,
+        _ => device::open(DeviceKind::Cpu)?,
+    };
+    let compute = Compute { device, dtype: DType::F32 };
     let folder = Path::new(folder);
     let config = ModelConfig::load(folder)?;
     let (tensors, _) = load_weights(folder, &config)?;
     let sums = summarize(&tensors);
-    let model = Decoder::new(config, Params::new(tensors, &Device::Cpu, false)?)?;
+    let model = Decoder::new(config, Params::new(tensors, &compute, false)?)?;
     let tokenizer = Tokenizer::load(folder)?;
     let eos_ids = eos_set(folder, &tokenizer)?;
     let renderer = PromptRenderer::new(tokenizer.clone(), None);

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change is accepted, in the order of cost. Needs Rust with rustfmt and clippy, and
-# Python 3 for one step, which installs two packages for itself; no GPU. Every cargo call uses the release profile, so
+# a C++ compiler (it runs the kernels of the GPU), and Python 3 for one step, which installs two packages for itself; no
+# GPU. Every cargo call uses the release profile, so
 # that the dependencies are built once.
 #
 #   scripts/ci.sh          all of it
@@ -27,6 +28,7 @@ step() {
 
 command -v cargo >/dev/null || fail "cargo is not on the PATH: install Rust (https://rustup.rs)"
 cargo fmt --version >/dev/null 2>&1 || fail "rustfmt is missing: rustup component add rustfmt"
+"${CXX:-c++}" --version >/dev/null 2>&1 || fail "a C++ compiler is missing (tests of the GPU kernels): apt-get install g++"
 cargo clippy --version >/dev/null 2>&1 || fail "clippy is missing: rustup component add clippy"
 
 step format cargo fmt --check

@@ -30,7 +30,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("env", 0),
     ("rng", 0),
     ("io", 0),
-    ("device", 0),
+    ("device", 1),
 ];
 
 fn layer(module: &str) -> Option<u8> {

@@ -8,8 +8,8 @@ mod fixtures;
 
 use std::collections::BTreeSet;
 
-use candle_core::Device;
 use candlewick::batch::{Group, pack};
+use candlewick::device::Compute;
 use candlewick::error::{Diagnose, Exit};
 use candlewick::model::{Decoder, LoadedTensor, ModelConfig, PackedTokens, Params, load_weights};
 use candlewick::ops::attention::Segment;
@@ -112,7 +112,7 @@ fn weights(name: &str) -> (ModelConfig, Vec<LoadedTensor>) {
 }
 
 fn decoder(config: ModelConfig, tensors: Vec<LoadedTensor>) -> Decoder {
-    Decoder::new(config, Params::new(tensors, &Device::Cpu, false).unwrap()).unwrap()
+    Decoder::new(config, Params::new(tensors, &Compute::cpu(), false).unwrap()).unwrap()
 }
 
 fn request(prompt: u64, prompt_ids: Vec<u32>, num_generations: usize) -> RolloutRequest {

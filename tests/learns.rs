@@ -10,12 +10,12 @@ mod tiny_run;
 use std::fs;
 use std::path::Path;
 
-use candle_core::Device;
 use candlewick::algorithm::{AdvantageEstimator, LossType, ObjectiveConfig, ScaleRewards};
 use candlewick::batch::{Group, pack};
 use candlewick::checkpoint::{ROLLOUTS_FILE, SavedRollouts};
 use candlewick::config::{Algorithm, Init, LrSchedulerType, RunConfig};
 use candlewick::data::{Columns, RowOrder};
+use candlewick::device::Compute;
 use candlewick::model::{Decoder, ModelConfig, Params, init_weights};
 use candlewick::ops::head::{Predictions, token_logprobs};
 use candlewick::optim::{AdamWConfig, LrSchedule};
@@ -67,7 +67,7 @@ impl Default for Options {
 
 fn tiny_decoder(trainable: bool) -> Decoder {
     let config = ModelConfig::parse(fixtures::TINY_CONFIG, Path::new("config.json")).unwrap();
-    let params = Params::new(init_weights(&config, 11), &Device::Cpu, trainable).unwrap();
+    let params = Params::new(init_weights(&config, 11), &Compute::cpu(), trainable).unwrap();
     Decoder::new(config, params).unwrap()
 }
 
@@ -126,7 +126,7 @@ impl Run {
             max_grad_norm: Some(1.0),
             gradient_checkpointing: options.gradient_checkpointing,
         };
-        let policy = Policy::new(tiny_decoder(true), policy);
+        let policy = Policy::new(tiny_decoder(true), policy).unwrap();
         Self { method, policy, step: 0, rows_drawn: 0, iteration: 0, kept: None }
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, mistral, qwen2, qwen3};
+use candlewick::device::Compute;
 use candlewick::model::{
     Decoder, Family, LoadedTensor, ModelConfig, PackedTokens, Params, Recorder, RopeScaling, init_weights, load_weights,
 };
@@ -56,7 +57,7 @@ impl Fixture {
 }
 
 fn decoder(config: &ModelConfig, tensors: Vec<LoadedTensor>, trainable: bool) -> Decoder {
-    Decoder::new(config.clone(), Params::new(tensors, &Device::Cpu, trainable).unwrap()).unwrap()
+    Decoder::new(config.clone(), Params::new(tensors, &Compute::cpu(), trainable).unwrap()).unwrap()
 }
 
 fn flat(tensor: &Tensor) -> Vec<f32> {

@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use candlewick::algorithm::{
     AdvantageEstimator, AlgorithmError, Denominators, DpoConfig, DpoLossType, DpoStats, ImportanceSamplingLevel,
     KlEstimator, LossType, Objective, ObjectiveConfig, ObjectiveStats, PairBatch, ScaleRewards, TokenBatch,
     compute_advantages, compute_dpo_objective, compute_objective, compute_token_advantages, entropy_threshold,
     subtract_kl_penalty,
 };
+use candlewick::ops::Weight;
 use candlewick::optim::{AdamW, AdamWConfig, LrSchedule, LrSchedulerType, clip_factor, compute_grad_norm};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -441,25 +443,31 @@ fn optimizer_schedule_and_clipping_equal_torch() {
         let schedule = LrSchedule { kind: case.schedule, warmup_steps: case.warmup_steps, num_steps };
         let config = AdamWConfig { weight_decay: case.weight_decay, ..AdamWConfig::default() };
         // The first parameter is decayed, as the fixture's parameter groups have it.
-        let sizes = fixture.start.iter().enumerate().map(|(index, theta)| (theta.len(), index == 0));
-        let mut optimizer = AdamW::new(config, sizes);
-        let mut theta = fixture.start.clone();
+        let tensor = |values: &Vec<f32>| Tensor::new(&values[..], &Device::Cpu).unwrap();
+        let weights: Vec<_> = fixture.start.iter().map(|theta| Weight::trainable(tensor(theta)).unwrap()).collect();
+        let parameters = weights.iter().enumerate().map(|(index, weight)| (weight.value(), index == 0));
+        let mut optimizer = AdamW::new(config, parameters).unwrap();
+        let gradients: Vec<&Tensor> = weights.iter().filter_map(Weight::grad).collect();
         for (grads, (lr_expected, norm_expected)) in fixture.grads.iter().zip(case.lrs.iter().zip(&case.norms)) {
             let lr = case.lr * schedule.factor(optimizer.step);
-            let norm = compute_grad_norm(grads.iter().map(Vec::as_slice));
+            for (to, grad) in gradients.iter().zip(grads) {
+                to.slice_set(&tensor(grad), 0, 0).unwrap();
+            }
+            let norm = compute_grad_norm(&gradients).unwrap();
             assert_close(&what, &[lr, norm], &[*lr_expected, *norm_expected], SINGLE);
             let step = optimizer.begin_step(lr, clip_factor(norm, Some(case.max_grad_norm)));
-            for (index, (theta, grad)) in theta.iter_mut().zip(grads).enumerate() {
-                optimizer.update(index, theta, grad, &step);
+            for (index, weight) in weights.iter().enumerate() {
+                optimizer.update(index, weight, &step).unwrap();
             }
             if let Some(expected) = case.theta.get(&optimizer.step) {
-                for (theta, expected) in theta.iter().zip(expected) {
-                    assert_close(&format!("{what}, step {}", optimizer.step), &widen(theta), expected, SINGLE);
+                for (weight, expected) in weights.iter().zip(expected) {
+                    let theta = weight.value().to_vec1().unwrap();
+                    assert_close(&format!("{what}, step {}", optimizer.step), &widen(&theta), expected, SINGLE);
                 }
             }
         }
         for (got, expected) in optimizer.m.iter().zip(&case.m).chain(optimizer.v.iter().zip(&case.v)) {
-            assert_close(&format!("{what}, moments"), &widen(got), expected, SINGLE);
+            assert_close(&format!("{what}, moments"), &widen(&got.to_vec1().unwrap()), expected, SINGLE);
         }
     }
 }

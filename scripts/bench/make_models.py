@@ -3,6 +3,9 @@
     tiny-qwen2          1M parameters, a token for each printable ASCII character
     small-llama         28M parameters, byte-level BPE of 4096 tokens
     qwen2-0.5b-shape    the shape of Qwen2.5-0.5B, bf16, the same BPE
+    qwen2-1.5b-shape    the shape of Qwen2.5-1.5B, likewise
+    tinyllama-shape     the shape of TinyLlama-1.1B, likewise
+    family-NAME         a very small model of the family llama, mistral, qwen2 or qwen3
     width-64 .. 512     the tiny model in other widths (scaling)
     vocab-4096, -151936 a very small model with two sizes of its vocabulary (memory of the loss)
 
@@ -91,6 +94,33 @@ def qwen2(tokenizer, vocab, width, inner, layers, heads, kv_heads, context=1024,
     )
 
 
+# Width, inner width, layers, heads, heads of keys.
+QWEN2_SHAPES = {"qwen2-0.5b-shape": (896, 4864, 24, 14, 2), "qwen2-1.5b-shape": (1536, 8960, 28, 12, 2)}
+
+
+def family(name, tokenizer):
+    """`(model class, configuration)` of a very small model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        name,
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim={"llama": 16, "qwen3": 32}.get(name, 16),
+        max_position_embeddings=512,
+        sliding_window=None,
+        initializer_range=0.1,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config, config
+
+
 def describe(name):
     """`(tokenizer, model class, configuration, number format)` of a model."""
     if name == "small-llama":
@@ -110,11 +140,31 @@ def describe(name):
             pad_token_id=tokenizer.pad_token_id,
         )
         return tokenizer, LlamaForCausalLM, config, torch.float32
-    if name == "qwen2-0.5b-shape":
+    if name in QWEN2_SHAPES:
         tokenizer = bpe_tokenizer()
         rope = {"rope_type": "default", "rope_theta": 1e6}
-        model, config = qwen2(tokenizer, 151_936, 896, 4864, 24, 14, 2, context=32_768, rope_parameters=rope)
+        model, config = qwen2(tokenizer, 151_936, *QWEN2_SHAPES[name], context=32_768, rope_parameters=rope)
         return tokenizer, model, config, torch.bfloat16
+    if name == "tinyllama-shape":
+        tokenizer = bpe_tokenizer()
+        config = LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_hidden_layers=22,
+            num_attention_heads=32,
+            num_key_value_heads=4,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return tokenizer, LlamaForCausalLM, config, torch.bfloat16
+    if name.startswith("family-"):
+        tokenizer = char_tokenizer()
+        return tokenizer, *family(name.removeprefix("family-"), tokenizer), torch.float32
     tokenizer = char_tokenizer()
     if name == "tiny-qwen2":
         model, config = qwen2(tokenizer, len(tokenizer), 128, 384, 4, 4, 2)

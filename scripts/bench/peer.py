@@ -1,7 +1,8 @@
-"""The peer's side: TRL's GRPOTrainer, transformers' generate, and torch's own training loop, on the CPU in f32.
+"""The peer's side: TRL's GRPOTrainer, transformers' generate, and torch's own training loop.
 
-Reads one job as a JSON object from the command line, prints {"secs": [seconds of each measured piece of work]}. The
-keys of a job are those of `rows.Row`, with `model` and `data` as paths, and `threads`.
+On the CPU in f32; with `"device": "cuda"` in the job, on a GPU in bf16. Reads one job as a JSON object from the command
+line, prints {"secs": [seconds of each measured piece of work]} and, on a GPU, its largest "memory_bytes". The keys of a
+job are those of `rows.Row`, with `model` and `data` as paths, and `threads`.
 """
 
 import json
@@ -12,10 +13,15 @@ import tempfile
 import time
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
-os.environ |= {"CUDA_VISIBLE_DEVICES": ""}
+ON_GPU = json.loads(sys.argv[1]).get("device") == "cuda"
+if not ON_GPU:
+    os.environ |= {"CUDA_VISIBLE_DEVICES": ""}
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+
+DEVICE = "cuda" if ON_GPU else "cpu"
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32
 
 
 def last_integer(completions, answer, **_):
@@ -55,8 +61,9 @@ def grpo_steps(job):
         data = load_dataset("json", data_files=job["data"], split="train", cache_dir=scratch)
         config = GRPOConfig(
             output_dir=scratch,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=not ON_GPU,
+            bf16=ON_GPU,
+            # Masters are f32 on both sides.
             model_init_kwargs={"dtype": "float32"},
             gradient_checkpointing=False,
             per_device_train_batch_size=completions,
@@ -94,12 +101,14 @@ def timed(work, job):
     for _ in range(job["warmup"] + job["steps"]):
         begun = time.perf_counter()
         work()
+        if ON_GPU:
+            torch.cuda.synchronize()
         secs.append(time.perf_counter() - begun)
     return secs[job["warmup"] :]
 
 
 def load(job):
-    return AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPE).to(DEVICE)
 
 
 def decode(job):
@@ -108,7 +117,7 @@ def decode(job):
     with open(job["data"]) as file:
         prompts = [json.loads(next(file))["prompt"] for _ in range(job["prompts"])]
     batch = tokenizer([p for p in prompts for _ in range(job["group"])], return_tensors="pt", padding=True)
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    inputs = {key: batch[key].to(DEVICE) for key in ("input_ids", "attention_mask")}
     model, new = load(job).eval(), job["completion"]
     width = batch["input_ids"].shape[1] + new
 
@@ -125,7 +134,7 @@ def train(job):
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     with open(job["data"]) as file:
         rows = [tokenizer(json.loads(next(file))["text"])["input_ids"] for _ in range(job["prompts"])]
-    ids = torch.tensor(rows)
+    ids = torch.tensor(rows, device=DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def work():
@@ -141,7 +150,8 @@ def main():
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     secs = {"step": grpo_steps, "decode": decode, "train": train}[job["kind"]](job)
-    print(json.dumps({"secs": secs}))
+    memory = {"memory_bytes": torch.cuda.max_memory_reserved()} if ON_GPU else {}
+    print(json.dumps({"secs": secs} | memory))
 
 
 if __name__ == "__main__":

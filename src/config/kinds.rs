@@ -130,8 +130,23 @@ pub enum ComputeDtype {
     Auto,
     /// 32-bit floats.
     F32,
+    /// 32-bit floats whose products round their operands to TF32.
+    Tf32,
     /// bfloat16.
     Bf16,
+}
+
+impl ComputeDtype {
+    /// As it is written in a configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
 }
 
 /// Number format of the weights in saved model folders.

@@ -39,11 +39,12 @@ pub struct RunConfig {
     /// Names every random draw of the run: equal seeds give equal runs. Whole number from 0 to 2^64 - 1.
     /// Default `42`: as transformers.
     pub seed: u64,
-    /// Where the run computes: `auto` (the fastest there is), `cpu` or `cuda`. This version has no CUDA kernels: `auto`
-    /// is the CPU and `cuda` an error. Default `"auto"`: the fastest there is.
+    /// Where the run computes: `cpu`, `cuda` (an NVIDIA GPU; needs the build with `--features cuda`) or `auto`: a GPU
+    /// where the program is built for it and one can be used, else the CPU. Default `"auto"`: the fastest there is.
     pub device: DeviceKind,
-    /// Number format of forward and backward: `auto` (f32 on the CPU), `f32` or `bf16` (CUDA only, so an error in this
-    /// version). Master weights and optimizer moments are f32 always. Default `"auto"`: what each device is fast at.
+    /// Number format of forward and backward: `auto` (f32 on the CPU, bf16 on a GPU), `f32`, or on a GPU `bf16` or `tf32`
+    /// (f32 with rounded products). Master weights, gradients of weights and optimizer moments are f32 always. Default
+    /// `"auto"`: what each device is fast at.
     pub dtype: ComputeDtype,
     /// CPU threads, 1 or more. The results do not depend on it. Default none: as many as there are cores.
     pub threads: Option<usize>,

@@ -47,8 +47,8 @@ pub fn compute_perplexity(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Compute;
     use crate::model::{LoadedTensor, ModelConfig, Params, init_weights};
-    use candle_core::Device;
     use std::path::Path;
 
     fn decoder(change: impl Fn(&mut LoadedTensor)) -> Decoder {
@@ -57,7 +57,7 @@ mod tests {
         let config = ModelConfig::parse(text, Path::new("config.json")).unwrap();
         let mut tensors = init_weights(&config, 5);
         tensors.iter_mut().for_each(change);
-        Decoder::new(config, Params::new(tensors, &Device::Cpu, false).unwrap()).unwrap()
+        Decoder::new(config, Params::new(tensors, &Compute::cpu(), false).unwrap()).unwrap()
     }
 
     /// With an output weight of zeros all 7 tokens are equally likely.

@@ -12,9 +12,10 @@
 use super::params::Params;
 use super::{ModelConfig, ModelError};
 use crate::ops::Weight;
-use crate::ops::attention::{Context, Heads, Segment, attention, attention_backward, contexts};
+use crate::ops::attention::{Context, Contexts, Heads, Segment, attention, attention_backward, contexts, parts};
 use crate::ops::elementwise::{add_into, silu_mul, silu_mul_backward};
-use crate::ops::embedding::{embedding, embedding_backward, scatter_rows, zeros};
+use crate::ops::embedding::{RowNumbers, embedding, embedding_backward, scatter_rows, zeros};
+use crate::ops::gpu;
 use crate::ops::linear::Linear;
 use crate::ops::rms_norm::{rms_norm, rms_norm_backward, rms_norm_into};
 use crate::ops::rope::RopeTable;
@@ -46,8 +47,8 @@ impl KvCache {
 
     /// Bytes of a cache with `rows` rows.
     #[must_use]
-    pub fn bytes(config: &ModelConfig, rows: usize) -> usize {
-        2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * rows
+    pub fn bytes(config: &ModelConfig, dtype: DType, rows: usize) -> usize {
+        2 * dtype.size_in_bytes() * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * rows
     }
 }
 
@@ -102,7 +103,7 @@ impl Recorder {
 /// Where a layer's attention finds keys and values.
 enum Keys<'a> {
     Packed,
-    Cached { cache: &'a KvCache, rows: &'a [u32] },
+    Cached { cache: &'a KvCache, rows: &'a RowNumbers<'a> },
 }
 
 /// A pretrained causal language model without its head.
@@ -166,13 +167,25 @@ impl Decoder {
         self.embed.value().device()
     }
 
+    /// The format that it computes in.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.embed.value().dtype()
+    }
+
+    /// Whether several threads may run it at once: on a GPU, where work is queued in one order, they may not.
+    #[must_use]
+    pub fn runs_in_threads(&self) -> bool {
+        gpu::of_device(self.device()).is_none()
+    }
+
     /// A cache of `rows` rows.
     ///
     /// # Errors
     /// Fails where it cannot be allocated.
     pub fn new_cache(&self, rows: usize) -> Result<KvCache> {
         let shape = (2 * self.layers.len() * rows, self.heads.kv_width());
-        Ok(KvCache { values: Tensor::zeros(shape, DType::F32, self.device())?, rows })
+        Ok(KvCache { values: Tensor::zeros(shape, self.dtype(), self.device())?, rows })
     }
 
     /// Hidden states after the final norm.
@@ -184,7 +197,7 @@ impl Decoder {
     /// Fails for ids outside the vocabulary or segments that do not cover the tokens.
     pub fn forward(&self, tokens: &PackedTokens, mut recorder: Option<&mut Recorder>) -> Result<Tensor> {
         let contexts = contexts(&tokens.segments, tokens.ids.len())?;
-        let rope = RopeTable::new(&self.inv_freq, &tokens.positions);
+        let rope = RopeTable::new(&self.inv_freq, &tokens.positions, self.device())?;
         let mut x = embedding(&self.embed, &tokens.ids)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let (y, activations) = self.run_layer(index, layer, x.clone(), &rope, &contexts, &Keys::Packed)?;
@@ -217,10 +230,11 @@ impl Decoder {
         rows: &[u32],
         contexts: &[Context],
     ) -> Result<Tensor> {
-        let rope = RopeTable::new(&self.inv_freq, positions);
+        let rope = RopeTable::new(&self.inv_freq, positions, self.device())?;
+        let (contexts, rows) = (Contexts::from(contexts.to_vec()), RowNumbers::new(rows));
         let mut x = embedding(&self.embed, ids)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = self.run_layer(index, layer, x, &rope, contexts, &Keys::Cached { cache, rows })?.0;
+            x = self.run_layer(index, layer, x, &rope, &contexts, &Keys::Cached { cache, rows: &rows })?.0;
         }
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
@@ -236,7 +250,7 @@ impl Decoder {
     pub fn backward(&self, mut recorder: Recorder, tokens: &PackedTokens, d_hidden: &Tensor) -> Result<()> {
         let Some(last) = recorder.last.take() else { candle_core::bail!("backward without a recorded forward pass") };
         let contexts = contexts(&tokens.segments, tokens.ids.len())?;
-        let rope = RopeTable::new(&self.inv_freq, &tokens.positions);
+        let rope = RopeTable::new(&self.inv_freq, &tokens.positions, self.device())?;
         let g = zeros(last.dim(0)?, last.dim(1)?, &last)?;
         rms_norm_backward(d_hidden, &last, &self.norm, self.config.rms_norm_eps, &g)?;
         drop(last);
@@ -246,7 +260,7 @@ impl Decoder {
                 Some(Kept::Input(x)) => self.run_layer(index, layer, x, &rope, &contexts, &Keys::Packed)?.1,
                 None => candle_core::bail!("backward without a recorded layer {index}"),
             };
-            self.layer_backward(layer, activations, &rope, &tokens.segments, &g)?;
+            self.layer_backward(layer, activations, &rope, (&tokens.segments, &contexts), &g)?;
         }
         embedding_backward(&g, &self.embed, &tokens.ids)
     }
@@ -258,14 +272,14 @@ impl Decoder {
         layer: &Layer,
         x: Tensor,
         rope: &RopeTable,
-        contexts: &[Context],
+        contexts: &Contexts,
         keys: &Keys<'_>,
     ) -> Result<(Tensor, Activations)> {
         let (eps, heads) = (self.config.rms_norm_eps, self.heads);
         let n = x.dim(0)?;
         let h = rms_norm(&x, &layer.input_norm, eps)?;
         let mut qkv = unset(n, heads.qkv_width(), &x)?;
-        let [q, k, v] = split(&qkv, heads)?;
+        let [q, k, v] = parts(&qkv, heads)?;
         layer.q.forward_into(&h, &q)?;
         layer.k.forward_into(&h, &k)?;
         layer.v.forward_into(&h, &v)?;
@@ -273,13 +287,13 @@ impl Decoder {
             None => None,
             Some((q_norm, k_norm)) => {
                 let normed = qkv.copy()?;
-                let [nq, nk, _] = split(&normed, heads)?;
+                let [nq, nk, _] = parts(&normed, heads)?;
                 rms_norm_into(&q, q_norm, eps, &nq)?;
                 rms_norm_into(&k, k_norm, eps, &nk)?;
                 Some(std::mem::replace(&mut qkv, normed))
             }
         };
-        let [q, k, v] = split(&qkv, heads)?;
+        let [q, k, v] = parts(&qkv, heads)?;
         rope.rotate(&q, false)?;
         rope.rotate(&k, false)?;
         let attended = match keys {
@@ -309,7 +323,7 @@ impl Decoder {
         layer: &Layer,
         kept: Activations,
         rope: &RopeTable,
-        segments: &[Segment],
+        (segments, contexts): (&[Segment], &Contexts),
         g: &Tensor,
     ) -> Result<()> {
         let (eps, heads) = (self.config.rms_norm_eps, self.heads);
@@ -332,33 +346,27 @@ impl Decoder {
         let d_attended = unset(n, heads.q_width(), g)?;
         layer.o.backward(g, &attended, &d_attended, false)?;
         drop(attended);
-        let mut d_qkv = attention_backward(&d_attended, &qkv, segments, heads)?;
+        let mut d_qkv = attention_backward(&d_attended, &qkv, segments, contexts, heads)?;
         drop((d_attended, qkv));
-        let [dq, dk, dv] = split(&d_qkv, heads)?;
+        let [dq, dk, dv] = parts(&d_qkv, heads)?;
         rope.rotate(&dq, true)?;
         rope.rotate(&dk, true)?;
         if let (Some((q_norm, k_norm)), Some(raw)) = (&layer.qk_norm, &raw_qkv) {
             let d_raw = zeros(n, heads.qkv_width(), g)?;
-            let [raw_q, raw_k, _] = split(raw, heads)?;
-            let [d_raw_q, d_raw_k, d_raw_v] = split(&d_raw, heads)?;
+            let [raw_q, raw_k, _] = parts(raw, heads)?;
+            let [d_raw_q, d_raw_k, d_raw_v] = parts(&d_raw, heads)?;
             rms_norm_backward(&dq, &raw_q, q_norm, eps, &d_raw_q)?;
             rms_norm_backward(&dk, &raw_k, k_norm, eps, &d_raw_k)?;
             add_into(&d_raw_v, &dv)?;
             d_qkv = d_raw;
         }
-        let [dq, dk, dv] = split(&d_qkv, heads)?;
+        let [dq, dk, dv] = parts(&d_qkv, heads)?;
         let h = rms_norm(&x, &layer.input_norm, eps)?;
         layer.q.backward(&dq, &h, &dh, false)?;
         layer.k.backward(&dk, &h, &dh, true)?;
         layer.v.backward(&dv, &h, &dh, true)?;
         rms_norm_backward(&dh, &x, &layer.input_norm, eps, g)
     }
-}
-
-/// The column ranges of queries, keys and values.
-fn split(qkv: &Tensor, heads: Heads) -> Result<[Tensor; 3]> {
-    let (q, kv) = (heads.q_width(), heads.kv_width());
-    Ok([qkv.narrow(1, 0, q)?, qkv.narrow(1, q, kv)?, qkv.narrow(1, q + kv, kv)?])
 }
 
 fn layer(config: &ModelConfig, params: &Params, index: usize) -> std::result::Result<Layer, ModelError> {

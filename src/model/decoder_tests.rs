@@ -2,8 +2,11 @@
 //! nothing, shared prefixes that equal separate sequences.
 
 use super::*;
+use crate::device::Compute;
 use crate::model::{DecodingModel, Family, LoadedTensor, NewTokens, RopeScaling};
 use crate::ops::head::{LogprobGrads, Predictions, logits, token_logprobs, token_logprobs_backward};
+#[cfg(any(emulation, feature = "cuda"))]
+use crate::ops::testing::{compute, on_gpu};
 use crate::rng::{self, Stream};
 use std::ops::Range;
 
@@ -34,10 +37,10 @@ fn config(family: Family) -> ModelConfig {
 
 /// Random weights with non-trivial biases and norms.
 fn decoder(family: Family, trainable: bool) -> Decoder {
-    random_decoder(config(family), trainable)
+    random_decoder(config(family), &Compute::cpu(), trainable)
 }
 
-fn random_decoder(config: ModelConfig, trainable: bool) -> Decoder {
+fn random_decoder(config: ModelConfig, compute: &Compute, trainable: bool) -> Decoder {
     let tensors = config.tensors().into_iter().enumerate().map(|(index, spec)| {
         let count: usize = spec.shape.iter().product();
         let draw = |i: usize| rng::normal(7, Stream::Init, [index as u64, i as u64, 0, 0]) as f32;
@@ -45,7 +48,7 @@ fn random_decoder(config: ModelConfig, trainable: bool) -> Decoder {
         let data = (0..count).map(|i| mean + 0.2 * draw(i)).collect();
         LoadedTensor { name: spec.name, shape: spec.shape, data }
     });
-    let params = Params::new(tensors.collect(), &Device::Cpu, trainable).expect("fits");
+    let params = Params::new(tensors.collect(), compute, trainable).expect("fits");
     Decoder::new(config, params).expect("complete")
 }
 
@@ -177,25 +180,65 @@ fn a_shared_prefix_equals_separate_sequences() {
 
 /// Token by token through the cache, with cache rows in another order, each hidden state has the bits of the packed
 /// forward pass.
+fn assert_cached_equals_packed(model: &Decoder, what: &str) {
+    let bits = |hidden: Result<Tensor>| {
+        let hidden = hidden.and_then(|hidden| hidden.to_dtype(DType::F32)?.to_vec2::<f32>()).expect("runs");
+        hidden.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect::<Vec<Vec<u32>>>()
+    };
+    let tokens = packed();
+    let packed = bits(model.forward(&tokens, None));
+    let mut cache = model.new_cache(40).expect("fits");
+    // The prompt (rows 0..5) goes to cache rows 20..25 at once, its first completion (5..9) to 3.. one by one.
+    let contexts: Vec<Context> = (0..5).map(|i| Context { prefix: 0..0, own: 20..21 + i }).collect();
+    let rows: Vec<u32> = (20..25).collect();
+    let prompt = model.forward_cached(&tokens.ids[..5], &tokens.positions[..5], &mut cache, &rows, &contexts);
+    let mut all = bits(prompt);
+    for i in 0..4usize {
+        let context = Context { prefix: 20..25, own: 3..4 + i };
+        let (id, position) = (tokens.ids[5 + i], tokens.positions[5 + i]);
+        all.extend(bits(model.forward_cached(&[id], &[position], &mut cache, &[3 + i as u32], &[context])));
+    }
+    assert_eq!(all, packed[..9], "{what}");
+}
+
 #[test]
 fn cached_equals_packed_to_the_bit() {
     for family in FAMILIES {
-        let (model, tokens) = (decoder(family, false), packed());
-        let packed = model.forward(&tokens, None).expect("runs").to_vec2::<f32>().expect("f32");
-        let mut cache = model.new_cache(40).expect("fits");
-        // The prompt (rows 0..5) goes to cache rows 20..25 at once, its first completion (5..9) to 3.. one by one.
-        let contexts: Vec<Context> = (0..5).map(|i| Context { prefix: 0..0, own: 20..21 + i }).collect();
-        let rows: Vec<u32> = (20..25).collect();
-        let prompt = model.forward_cached(&tokens.ids[..5], &tokens.positions[..5], &mut cache, &rows, &contexts);
-        let mut all = prompt.expect("runs").to_vec2::<f32>().expect("f32");
-        for i in 0..4usize {
-            let context = Context { prefix: 20..25, own: 3..4 + i };
-            let (id, position) = (tokens.ids[5 + i], tokens.positions[5 + i]);
-            let hidden = model.forward_cached(&[id], &[position], &mut cache, &[3 + i as u32], &[context]);
-            all.extend(hidden.expect("runs").to_vec2::<f32>().expect("f32"));
-        }
-        for (row, (a, b)) in all.iter().zip(&packed).enumerate() {
-            assert!(a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()), "{family:?} row {row}");
+        assert_cached_equals_packed(&decoder(family, false), &format!("{family:?}"));
+    }
+}
+
+/// The same promise of the kernels for a GPU, in both formats.
+#[cfg(any(emulation, feature = "cuda"))]
+#[test]
+fn cached_equals_packed_to_the_bit_on_a_gpu() {
+    for (family, dtype) in FAMILIES.into_iter().flat_map(|family| [(family, DType::F32), (family, DType::BF16)]) {
+        on_gpu(|| {
+            let model = random_decoder(config(family), &compute(dtype), false);
+            assert_cached_equals_packed(&model, &format!("{family:?} {dtype:?}"));
+        });
+    }
+}
+
+/// The kernels for a GPU give the gradients of those for the CPU, to rounding.
+#[cfg(any(emulation, feature = "cuda"))]
+#[test]
+fn gradients_on_a_gpu_equal_those_on_the_cpu() {
+    for (family, dtype, tolerance) in
+        FAMILIES.into_iter().flat_map(|family| [(family, DType::F32, 1e-4), (family, DType::BF16, 0.1)])
+    {
+        let cpu = decoder(family, true);
+        run_backward(&cpu, &packed(), false);
+        let found = on_gpu(|| {
+            let gpu = random_decoder(config(family), &compute(dtype), true);
+            run_backward(&gpu, &packed(), true);
+            grads(&gpu)
+        });
+        for ((name, a), (_, b)) in found.into_iter().zip(grads(&cpu)) {
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+            let apart = norm(&mut a.iter().zip(&b).map(|(a, b)| a - b));
+            let size = norm(&mut b.iter().copied());
+            assert!(apart <= tolerance * size, "{family:?} {dtype:?} {name}: {apart} of {size}");
         }
     }
 }
@@ -208,7 +251,7 @@ fn decoding_equals_packed_to_the_bit() {
     const PROMPT: usize = 5;
     const TOKENS: usize = 4;
     for (family, head_dim, rows) in FAMILIES.into_iter().flat_map(|f| [(f, 8, 3), (f, 32, 40), (f, 32, 5)]) {
-        let model = random_decoder(ModelConfig { head_dim, ..config(family) }, false);
+        let model = random_decoder(ModelConfig { head_dim, ..config(family) }, &Compute::cpu(), false);
         let id = |row: usize, position: usize| ((row * 13 + position * 7 + 2) % 29) as u32;
         let mut tokens = PackedTokens {
             ids: (0..PROMPT).map(|position| id(0, position)).collect(),
@@ -243,7 +286,8 @@ fn decoding_equals_packed_to_the_bit() {
                 };
                 let found = decoding.forward(new, &mut cache).expect("runs");
                 let z = decoding.map_logits(&found, |_, z| z.to_vec()).expect("runs");
-                for ((row, found), z) in at.iter().zip(found.chunks(20)).zip(z) {
+                let found = found.to_vec2::<f32>().expect("f32");
+                for ((row, found), z) in at.iter().zip(&found).zip(z) {
                     let same = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same(found, &hidden[*row]), "{family:?} {head_dim} {rows} {pack}: hidden of row {row}");
                     assert!(same(&z, &logits[*row]), "{family:?} {head_dim} {rows} {pack}: logits of row {row}");

@@ -13,8 +13,8 @@ use crate::ops::head::TILE_BYTES;
 use crate::ops::linear::{DecodingLinear, Linear};
 use crate::ops::rms_norm::norm_row;
 use crate::ops::rope::RopeTable;
-use crate::ops::storage::{Mat, MatMut, Shared, update};
-use candle_core::{Result, bail};
+use crate::ops::storage::{Mat, MatMut, Shared, mat, update};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -106,11 +106,11 @@ impl<'a> DecodingModel<'a> {
     /// # Errors
     /// Fails for ids outside the vocabulary, rows outside the cache, a token that does not see its own row last, or one
     /// that sees another's.
-    pub fn forward(&mut self, tokens: NewTokens<'_>, cache: &mut KvCache) -> Result<Vec<f32>> {
+    pub fn forward(&mut self, tokens: NewTokens<'_>, cache: &mut KvCache) -> Result<Tensor> {
         check(tokens, cache)?;
         let (n, d) = (tokens.ids.len(), self.decoder.config.hidden_size);
         let mut x = gather_rows(self.decoder.embed.value(), tokens.ids)?.flatten_all()?.to_vec1::<f32>()?;
-        let rope = RopeTable::new(&self.decoder.inv_freq, tokens.positions);
+        let rope = RopeTable::new(&self.decoder.inv_freq, tokens.positions, self.decoder.device())?;
         let (parts, threads) = share(n);
         let mut buffers = std::mem::take(&mut self.buffers);
         buffers.resize_with(parts, Buffers::default);
@@ -124,7 +124,7 @@ impl<'a> DecodingModel<'a> {
         self.buffers = buffers;
         let mut hidden = vec![0.0; n * d];
         norm_row(&x, &self.norm, self.decoder.config.rms_norm_eps, &mut hidden);
-        Ok(hidden)
+        Tensor::from_vec(hidden, (n, d), self.decoder.device())
     }
 
     /// Runs `f(row, logits)` on the logits of every row of `hidden` in parallel; the logits may be used as scratch.
@@ -134,7 +134,9 @@ impl<'a> DecodingModel<'a> {
     ///
     /// # Errors
     /// Fails where the shape does not fit.
-    pub fn map_logits<R: Send>(&self, hidden: &[f32], f: impl Fn(usize, &mut [f32]) -> R + Sync) -> Result<Vec<R>> {
+    pub fn map_logits<R: Send>(&self, hidden: &Tensor, f: impl Fn(usize, &mut [f32]) -> R + Sync) -> Result<Vec<R>> {
+        let (storage, layout) = hidden.storage_and_layout();
+        let hidden = mat(&storage, layout)?.data;
         let (d, vocab) = (self.decoder.config.hidden_size, self.vocab_size);
         let tile = (TILE_BYTES / (4 * vocab)).max(1);
         let mut results = Vec::with_capacity(hidden.len() / d);
@@ -210,8 +212,8 @@ impl Step<'_> {
         for (index, layer) in self.model.layers.iter().enumerate() {
             norm_row(x, &layer.input_norm, eps, h);
             product(&layer.qkv, h, qkv, n, threads)?;
-            let rows = qkv.chunks_exact_mut(self.heads().qkv_width()).enumerate();
-            rows.for_each(|(i, qkv)| self.remember(index, layer, first + i, qkv, raw));
+            let mut rows = qkv.chunks_exact_mut(self.heads().qkv_width()).enumerate();
+            rows.try_for_each(|(i, qkv)| self.remember(index, layer, first + i, qkv, raw))?;
             let rows = qkv.par_chunks_exact(self.heads().qkv_width()).zip(attended.par_chunks_exact_mut(q_width));
             let attend = |scores: &mut Vec<f32>, (i, (qkv, y)): (usize, (&[f32], &mut [f32]))| {
                 attend_row(&qkv[..q_width], self.keys(index, first + i), self.heads(), scores, y);
@@ -238,7 +240,14 @@ impl Step<'_> {
     }
 
     /// Finishes the queries and keys of a token in place, and writes its keys and values to the cache.
-    fn remember(&self, index: usize, layer: &DecodingLayer, token: usize, qkv: &mut [f32], raw: &mut Vec<f32>) {
+    fn remember(
+        &self,
+        index: usize,
+        layer: &DecodingLayer,
+        token: usize,
+        qkv: &mut [f32],
+        raw: &mut Vec<f32>,
+    ) -> Result<()> {
         let (q, kv) = qkv.split_at_mut(self.heads().q_width());
         let (k, v) = kv.split_at_mut(self.heads().kv_width());
         if let Some([q_norm, k_norm]) = &layer.qk_norm {
@@ -248,13 +257,14 @@ impl Step<'_> {
                 norm_row(raw, norm, self.model.decoder.config.rms_norm_eps, x);
             }
         }
-        self.rope.rotate_one(token, q);
-        self.rope.rotate_one(token, k);
+        self.rope.rotate_one(token, q)?;
+        self.rope.rotate_one(token, k)?;
         let row = self.tokens.rows[token] as usize;
         // SAFETY: the row is within the cache and belongs to this token alone.
         let row = |part: usize| unsafe { self.cache.slice(self.start(index, part, row), k.len()) };
         row(0).copy_from_slice(k);
         row(1).copy_from_slice(v);
+        Ok(())
     }
 
     /// What a token sees.

@@ -1,8 +1,9 @@
 //! The named parameters of a model, in checkpoint order.
 
 use super::{LoadedTensor, ModelError};
+use crate::device::Compute;
 use crate::ops::Weight;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 /// One parameter: its literal Hugging Face name and its weight.
 #[derive(Debug, Clone)]
@@ -22,22 +23,17 @@ impl Params {
     ///
     /// # Errors
     /// Fails where a tensor cannot be made.
-    pub fn new(tensors: Vec<LoadedTensor>, device: &Device, trainable: bool) -> Result<Self> {
+    pub fn new(tensors: Vec<LoadedTensor>, compute: &Compute, trainable: bool) -> Result<Self> {
         let entry = |tensor: LoadedTensor| {
-            let value = Tensor::from_vec(tensor.data, tensor.shape, device)?;
-            let weight = if trainable { Weight::trainable(value)? } else { Weight::frozen(value) };
+            let value = Tensor::from_vec(tensor.data, tensor.shape, &compute.device)?;
+            let weight = if trainable {
+                Weight::trainable_as(value, compute.dtype)?
+            } else {
+                Weight::frozen(value.to_dtype(compute.dtype)?)
+            };
             Ok(Param { name: tensor.name, weight })
         };
         Ok(Self { entries: tensors.into_iter().map(entry).collect::<Result<_>>()? })
-    }
-
-    /// A copy with storage of its own that receives no gradient: a reference policy.
-    ///
-    /// # Errors
-    /// Fails where a tensor cannot be copied.
-    pub fn frozen_copy(&self) -> Result<Self> {
-        let entry = |p: &Param| Ok(Param { name: p.name.clone(), weight: Weight::frozen(p.weight.value().copy()?) });
-        Ok(Self { entries: self.entries.iter().map(entry).collect::<Result<_>>()? })
     }
 
     /// The same values, which stay shared, with zeroed gradient buffers of their own where there are any.
@@ -45,11 +41,7 @@ impl Params {
     /// # Errors
     /// Fails where a buffer cannot be allocated.
     pub fn with_own_gradients(&self) -> Result<Self> {
-        let entry = |p: &Param| {
-            let value = p.weight.value().clone();
-            let weight = if p.weight.grad().is_some() { Weight::trainable(value)? } else { Weight::frozen(value) };
-            Ok(Param { name: p.name.clone(), weight })
-        };
+        let entry = |p: &Param| Ok(Param { name: p.name.clone(), weight: p.weight.with_own_gradient()? });
         Ok(Self { entries: self.entries.iter().map(entry).collect::<Result<_>>()? })
     }
 

@@ -9,13 +9,15 @@
 //! query, `tile.rs` with successive ones at once.
 
 mod backward;
+mod gpu;
 mod row;
 mod tile;
 
 pub use backward::attention_backward;
 pub(crate) use row::{Keys, attend_row};
 
-use super::storage::{Mat, Shared, mat, unset, update};
+use super::gpu::{self as device, Pointer};
+use super::storage::{Shared, mat, unset, update};
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -52,6 +54,15 @@ impl Heads {
     }
 }
 
+/// The column ranges of queries, keys and values; `qkv [N, (H + 2K) E]`.
+///
+/// # Errors
+/// Fails where there are not as many columns.
+pub fn parts(qkv: &Tensor, heads: Heads) -> Result<[Tensor; 3]> {
+    let (q, kv) = (heads.q_width(), heads.kv_width());
+    Ok([qkv.narrow(1, 0, q)?, qkv.narrow(1, q, kv)?, qkv.narrow(1, q + kv, kv)?])
+}
+
 /// The key rows that one query sees, in order: the prefix, then its own segment up to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
@@ -79,11 +90,32 @@ pub struct Segment {
     pub prefix: Range<usize>,
 }
 
+/// The contexts of the queries of a batch, and what a GPU is told about them.
+#[derive(Debug, Default)]
+pub struct Contexts {
+    rows: Vec<Context>,
+    plan: gpu::Plan,
+}
+
+impl Contexts {
+    /// What each query sees.
+    #[must_use]
+    pub fn rows(&self) -> &[Context] {
+        &self.rows
+    }
+}
+
+impl From<Vec<Context>> for Contexts {
+    fn from(rows: Vec<Context>) -> Self {
+        Self { rows, plan: gpu::Plan::default() }
+    }
+}
+
 /// The contexts of every row of a packed batch.
 ///
 /// # Errors
 /// Fails where the segments do not cover the rows `0..num_rows` in order, or a prefix lies outside the batch.
-pub fn contexts(segments: &[Segment], num_rows: usize) -> Result<Vec<Context>> {
+pub fn contexts(segments: &[Segment], num_rows: usize) -> Result<Contexts> {
     let mut contexts = Vec::with_capacity(num_rows);
     for segment in segments {
         if segment.rows.start != contexts.len() || segment.prefix.end > num_rows {
@@ -99,7 +131,7 @@ pub fn contexts(segments: &[Segment], num_rows: usize) -> Result<Vec<Context>> {
     if contexts.len() != num_rows {
         bail!("attention: segments cover {} of {num_rows} rows", contexts.len());
     }
-    Ok(contexts)
+    Ok(contexts.into())
 }
 
 /// Attention of each query row over its context.
@@ -110,13 +142,18 @@ pub fn contexts(segments: &[Segment], num_rows: usize) -> Result<Vec<Context>> {
 ///
 /// # Errors
 /// Fails where shapes or contexts do not fit.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads: Heads) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &Contexts, heads: Heads) -> Result<Tensor> {
+    check(q, k, v, &contexts.rows, heads)?;
     let y = unset(q.dim(0)?, heads.q_width(), q)?;
+    if let Some(gpu) = device::of(q) {
+        gpu::forward(&gpu, [q, k, v, &y], Pointer::NULL, (&contexts.rows, &contexts.plan), heads)?;
+        return Ok(y);
+    }
+    let contexts = &contexts.rows;
     let (q_storage, q_layout) = q.storage_and_layout();
     let (k_storage, k_layout) = k.storage_and_layout();
     let (v_storage, v_layout) = v.storage_and_layout();
     let (q, k, v) = (mat(&q_storage, q_layout)?, mat(&k_storage, k_layout)?, mat(&v_storage, v_layout)?);
-    check(&q, &k, &v, contexts, heads)?;
     let width = heads.q_width();
     let tasks = runs(contexts, if tile::fits(heads) { tile::QUERIES } else { 1 });
     update(&y, |y| {
@@ -167,26 +204,18 @@ fn runs(contexts: &[Context], longest: usize) -> Vec<Range<usize>> {
     runs
 }
 
-fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Heads) -> Result<()> {
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, contexts: &[Context], heads: Heads) -> Result<()> {
+    let (rows, keys) = (q.dim(0)?, k.dim(0)?);
     let fits = heads.num_kv_heads > 0
         && heads.num_heads.is_multiple_of(heads.num_kv_heads)
-        && q.cols == heads.q_width()
-        && k.cols == heads.kv_width()
-        && v.cols == heads.kv_width()
-        && k.rows == v.rows
-        && contexts.len() == q.rows
-        && contexts.iter().all(|c| c.prefix.end.max(c.own.end) <= k.rows && c.num_keys() > 0);
+        && q.dims() == [rows, heads.q_width()]
+        && k.dims() == [keys, heads.kv_width()]
+        && v.dims() == k.dims()
+        && contexts.len() == rows
+        && contexts.iter().all(|c| c.prefix.end.max(c.own.end) <= keys && c.num_keys() > 0);
     if !fits {
-        bail!(
-            "attention: queries [{}, {}], keys [{}, {}], values [{}, {}], {} contexts, {heads:?}",
-            q.rows,
-            q.cols,
-            k.rows,
-            k.cols,
-            v.rows,
-            v.cols,
-            contexts.len()
-        );
+        let shapes = [q.dims(), k.dims(), v.dims()];
+        bail!("attention: queries, keys and values {shapes:?}, {} contexts, {heads:?}", contexts.len());
     }
     Ok(())
 }
@@ -195,7 +224,8 @@ fn check(q: &Mat<'_>, k: &Mat<'_>, v: &Mat<'_>, contexts: &[Context], heads: Hea
 mod tests {
     use super::*;
     use crate::ops::testing::{
-        assert_close, assert_level_invariant, assert_thread_invariant, random, reference_gradients, variable,
+        assert_close, assert_level_invariant, assert_thread_invariant, on_each_device, random, reference_gradients,
+        variable,
     };
 
     /// The naive reference, differentiable by candle: full scores with a mask made of the contexts.
@@ -218,11 +248,6 @@ mod tests {
         Tensor::cat(&outs, 1)
     }
 
-    fn parts(qkv: &Tensor, heads: Heads) -> Result<[Tensor; 3]> {
-        let (q, kv) = (heads.q_width(), heads.kv_width());
-        Ok([qkv.narrow(1, 0, q)?, qkv.narrow(1, q, kv)?, qkv.narrow(1, q + kv, kv)?])
-    }
-
     /// A prompt shared by completions of different lengths, an unrelated sequence, a single token.
     fn segments() -> Vec<Segment> {
         [(0..5, 0..0), (5..6, 0..5), (6..13, 0..5), (13..30, 0..0), (30..31, 0..0), (31..33, 30..31)]
@@ -230,37 +255,55 @@ mod tests {
             .to_vec()
     }
 
+    /// Longer than what kernels take at a time.
+    fn long_segments() -> Vec<Segment> {
+        [(0..37, 0..0), (37..60, 0..37), (60..66, 0..37), (66..68, 0..0), (68..101, 66..68)]
+            .map(|(rows, prefix)| Segment { rows, prefix })
+            .to_vec()
+    }
+
     #[test]
     fn forward_and_backward_match_the_reference() -> Result<()> {
-        for (num_heads, num_kv_heads, head_dim) in [(1, 1, 1), (7, 1, 6), (4, 2, 16), (6, 3, 10)] {
-            let heads = Heads { num_heads, num_kv_heads, head_dim };
-            let segments = segments();
-            let contexts = contexts(&segments, 33)?;
-            let (qkv, g) = (random(&[33, heads.qkv_width()], 1), random(&[33, heads.q_width()], 2));
-            let var = variable(&qkv);
-            let y = reference(&var, &contexts, heads)?;
-            let expected = reference_gradients(&y, &g, &[&var])?;
-            let [q, k, v] = parts(&qkv, heads)?;
-            assert_close(&attention(&q, &k, &v, &contexts, heads)?, &y, 1e-5);
-            assert_close(&attention_backward(&g, &qkv, &segments, heads)?, &expected[0], 1e-5);
-        }
-        Ok(())
+        on_each_device(|| {
+            for (num_heads, num_kv_heads, head_dim, segments) in [
+                (1, 1, 1, segments()),
+                (7, 1, 6, segments()),
+                (4, 2, 16, segments()),
+                (6, 3, 10, long_segments()),
+                (2, 1, 72, long_segments()),
+            ] {
+                let heads = Heads { num_heads, num_kv_heads, head_dim };
+                let n = segments.last().map_or(0, |last| last.rows.end);
+                let contexts = contexts(&segments, n)?;
+                let (qkv, g) = (random(&[n, heads.qkv_width()], 1), random(&[n, heads.q_width()], 2));
+                let var = variable(&qkv);
+                let y = reference(&var, &contexts.rows, heads)?;
+                let expected = reference_gradients(&y, &g, &[&var])?;
+                let [q, k, v] = parts(&qkv, heads)?;
+                assert_close(&attention(&q, &k, &v, &contexts, heads)?, &y, 1e-5);
+                assert_close(&attention_backward(&g, &qkv, &segments, &contexts, heads)?, &expected[0], 1e-5);
+            }
+            Ok(())
+        })
     }
 
     /// A query over a cache whose rows lie elsewhere has the bits of the same query in the packed batch.
     #[test]
     fn cached_equals_packed() -> Result<()> {
-        let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 12 };
-        let qkv = random(&[33, heads.qkv_width()], 1);
-        let [q, k, v] = parts(&qkv, heads)?;
-        let packed = attention(&q, &k, &v, &contexts(&segments(), 33)?, heads)?.to_vec2::<f32>()?;
-        // Row 12 is the last of the segment 6..13 with prefix 0..5; the cache holds the two in the other order.
-        let order: Vec<u32> = (6..13).chain(0..5).collect();
-        let cache = |x: &Tensor| super::super::embedding::gather_rows(&x.contiguous()?, &order);
-        let context = Context { prefix: 7..12, own: 0..7 };
-        let one = attention(&q.narrow(0, 12, 1)?, &cache(&k)?, &cache(&v)?, &[context], heads)?.to_vec2::<f32>()?;
-        assert!(one[0].iter().zip(&packed[12]).all(|(a, b)| a.to_bits() == b.to_bits()));
-        Ok(())
+        on_each_device(|| {
+            let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 12 };
+            let qkv = random(&[33, heads.qkv_width()], 1);
+            let [q, k, v] = parts(&qkv, heads)?;
+            let packed = attention(&q, &k, &v, &contexts(&segments(), 33)?, heads)?.to_vec2::<f32>()?;
+            // Row 12 is the last of the segment 6..13 with prefix 0..5; the cache holds the two in the other order.
+            let order: Vec<u32> = (6..13).chain(0..5).collect();
+            let cache = |x: &Tensor| super::super::embedding::gather_rows(&x.contiguous()?, &order);
+            let context = Context { prefix: 7..12, own: 0..7 };
+            let (q, context) = (q.narrow(0, 12, 1)?, Contexts::from(vec![context]));
+            let one = attention(&q, &cache(&k)?, &cache(&v)?, &context, heads)?.to_vec2::<f32>()?;
+            assert!(one[0].iter().zip(&packed[12]).all(|(a, b)| a.to_bits() == b.to_bits()));
+            Ok(())
+        })
     }
 
     /// A query has the same bits in a tile of successive queries as alone, with and without a prefix, for heads of one,
@@ -269,14 +312,13 @@ mod tests {
     fn a_tile_equals_single_queries() -> Result<()> {
         for head_dim in [16, 32, 48, 80] {
             let heads = Heads { num_heads: 4, num_kv_heads: 2, head_dim };
-            let segments = [(0..37, 0..0), (37..60, 0..37), (60..66, 0..37), (66..68, 0..0), (68..101, 66..68)];
-            let segments = segments.map(|(rows, prefix)| Segment { rows, prefix });
-            let contexts = contexts(&segments, 101)?;
+            let contexts = contexts(&long_segments(), 101)?;
             let qkv = random(&[101, heads.qkv_width()], 1);
             let [q, k, v] = parts(&qkv, heads)?;
             let tiled = attention(&q, &k, &v, &contexts, heads)?.to_vec2::<f32>()?;
-            for (row, context) in contexts.iter().enumerate() {
-                let one = attention(&q.narrow(0, row, 1)?, &k, &v, std::slice::from_ref(context), heads)?;
+            for (row, context) in contexts.rows.iter().enumerate() {
+                let context = Contexts::from(vec![context.clone()]);
+                let one = attention(&q.narrow(0, row, 1)?, &k, &v, &context, heads)?;
                 let one = one.to_vec2::<f32>()?;
                 assert!(one[0].iter().zip(&tiled[row]).all(|(a, b)| a.to_bits() == b.to_bits()), "{head_dim}: {row}");
             }
@@ -306,7 +348,7 @@ mod tests {
             let [q, k, v] = parts(&qkv, heads).expect("fits");
             let contexts = contexts(&segments(), 33).expect("fits");
             let y = attention(&q, &k, &v, &contexts, heads).expect("fits");
-            vec![y, attention_backward(&g, &qkv, &segments(), heads).expect("fits")]
+            vec![y, attention_backward(&g, &qkv, &segments(), &contexts, heads).expect("fits")]
         });
     }
 
@@ -315,7 +357,7 @@ mod tests {
         let heads = Heads { num_heads: 1, num_kv_heads: 1, head_dim: 2 };
         let x = random(&[3, 2], 1);
         let outside = Context { prefix: 0..0, own: 0..4 };
-        assert!(attention(&x.narrow(0, 0, 1).expect("fits"), &x, &x, &[outside], heads).is_err());
+        assert!(attention(&x.narrow(0, 0, 1).expect("fits"), &x, &x, &vec![outside].into(), heads).is_err());
         assert!(contexts(&[Segment { rows: 1..3, prefix: 0..0 }], 3).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! The gated unit of the feed-forward block, and the residual sum.
 
+use super::gpu::{self, Launch, arg, kernel as typed};
 use super::math::exp;
 use super::simd::kernel;
 use super::storage::{Mat, mat, unset, update};
@@ -19,6 +20,12 @@ const VALUES: usize = 16 * 1024;
 pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     let (n, width) = half(gate_up)?;
     let y = unset(n, width, gate_up)?;
+    if let Some(gpu) = gpu::of(gate_up) {
+        let (x, out) = (gpu.view(gate_up)?, gpu.view(&y)?);
+        let kernel = typed("silu_mul", x.dtype)?;
+        gpu.launch(&kernel, Launch::elements(n * width), &[arg(&x.matrix), arg(&out.matrix)])?;
+        return Ok(y);
+    }
     let (storage, layout) = gate_up.storage_and_layout();
     let x = mat(&storage, layout)?;
     update(&y, |y| {
@@ -47,6 +54,12 @@ pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
         bail!("silu_mul: gradient {:?} for an input {:?}", g.dims(), gate_up.dims());
     }
     let dx = unset(n, 2 * width, g)?;
+    if let Some(gpu) = gpu::of(g) {
+        let (up, x, out) = (gpu.view(g)?, gpu.view(gate_up)?, gpu.view(&dx)?);
+        let kernel = typed("silu_mul_backward", x.dtype)?;
+        gpu.launch(&kernel, Launch::elements(n * width), &[arg(&up.matrix), arg(&x.matrix), arg(&out.matrix)])?;
+        return Ok(dx);
+    }
     let (g_storage, g_layout) = g.storage_and_layout();
     let (storage, layout) = gate_up.storage_and_layout();
     let (g, x) = (mat(&g_storage, g_layout)?, mat(&storage, layout)?);
@@ -104,6 +117,11 @@ pub fn add_into(y: &Tensor, x: &Tensor) -> Result<()> {
     if x.dims() != y.dims() {
         bail!("add: {:?} to {:?}", x.dims(), y.dims());
     }
+    if let Some(gpu) = gpu::of(y) {
+        let (to, from) = (gpu.view(y)?, gpu.view(x)?);
+        let kernel = typed("add_into", to.dtype)?;
+        return gpu.launch(&kernel, Launch::elements(y.elem_count()), &[arg(&to.matrix), arg(&from.matrix)]);
+    }
     let (storage, layout) = x.storage_and_layout();
     let x = mat(&storage, layout)?;
     update(y, |mut y| {
@@ -129,7 +147,9 @@ fn half(gate_up: &Tensor) -> Result<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, assert_thread_invariant, random, reference_gradients, variable};
+    use crate::ops::testing::{
+        assert_close, assert_thread_invariant, on_each_device, random, reference_gradients, variable,
+    };
 
     /// The naive reference, differentiable by candle.
     fn reference(x: &Tensor) -> Result<Tensor> {
@@ -139,24 +159,28 @@ mod tests {
 
     #[test]
     fn forward_and_backward_match_the_reference() -> Result<()> {
-        for (n, width) in [(1, 1), (3, 17), (50, 700)] {
-            let (x, g) = ((random(&[n, 2 * width], 1) * 3.0)?, random(&[n, width], 2));
-            let xv = variable(&x);
-            let y = reference(&xv)?;
-            let expected = reference_gradients(&y, &g, &[&xv])?;
-            assert_close(&silu_mul(&x)?, &y, 1e-5);
-            assert_close(&silu_mul_backward(&g, &x)?, &expected[0], 1e-5);
-        }
-        Ok(())
+        on_each_device(|| {
+            for (n, width) in [(1, 1), (3, 17), (50, 700)] {
+                let (x, g) = ((random(&[n, 2 * width], 1) * 3.0)?, random(&[n, width], 2));
+                let xv = variable(&x);
+                let y = reference(&xv)?;
+                let expected = reference_gradients(&y, &g, &[&xv])?;
+                assert_close(&silu_mul(&x)?, &y, 1e-5);
+                assert_close(&silu_mul_backward(&g, &x)?, &expected[0], 1e-5);
+            }
+            Ok(())
+        })
     }
 
     #[test]
     fn sums_in_place() -> Result<()> {
-        let (x, y) = (random(&[3, 5], 1), random(&[3, 9], 2));
-        let expected = (&x + y.narrow(1, 2, 5)?.contiguous()?)?;
-        add_into(&y.narrow(1, 2, 5)?, &x)?;
-        assert_close(&y.narrow(1, 2, 5)?.contiguous()?, &expected, 0.0);
-        Ok(())
+        on_each_device(|| {
+            let (x, y) = (random(&[3, 5], 1), random(&[3, 9], 2));
+            let expected = (&x + y.narrow(1, 2, 5)?.contiguous()?)?;
+            add_into(&y.narrow(1, 2, 5)?, &x)?;
+            assert_close(&y.narrow(1, 2, 5)?.contiguous()?, &expected, 0.0);
+            Ok(())
+        })
     }
 
     #[test]

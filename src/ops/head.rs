@@ -4,11 +4,12 @@
 
 use super::Weight;
 use super::embedding::{gather_rows, scatter_add_rows};
+use super::gpu::{self, Buffer, Gpu, Launch, Pointer, arg, kernel as typed};
 use super::math::{LANES, exp, logsumexp_entropy};
 use super::matmul::{Form, matmul_into};
 use super::simd::kernel;
-use super::storage::{unset, update};
-use candle_core::{Result, Tensor, bail};
+use super::storage::{unset, unset_as, update};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// The size of a tile of logits. Within it as many rows are taken as fit.
@@ -43,7 +44,7 @@ impl Extend<(f32, f32)> for TokenLogprobs {
     }
 }
 
-/// The logits of each row of `hidden`.
+/// The logits of each row of `hidden`, f32.
 ///
 /// # Shapes
 /// `hidden [R, D]`, `weight [V, D] -> [R, V]`
@@ -51,7 +52,7 @@ impl Extend<(f32, f32)> for TokenLogprobs {
 /// # Errors
 /// Fails where the shapes do not fit.
 pub fn logits(hidden: &Tensor, weight: &Weight) -> Result<Tensor> {
-    let z = unset(hidden.dim(0)?, weight.value().dim(0)?, hidden)?;
+    let z = unset_as(hidden.dim(0)?, weight.value().dim(0)?, DType::F32, hidden.device())?;
     logits_into(&z, hidden, weight)?;
     Ok(z)
 }
@@ -111,16 +112,20 @@ pub fn map_rows<R: Send>(x: &Tensor, f: impl Fn(usize, &mut [f32]) -> R + Sync) 
 pub fn token_logprobs(hidden: &Tensor, weight: &Weight, predictions: Predictions<'_>) -> Result<TokenLogprobs> {
     let mut result = TokenLogprobs::default();
     let buffer = tile_buffer(hidden, weight, predictions)?;
-    for tile in tiles(weight, predictions)? {
+    let on_gpu = gpu::of(hidden).map(|gpu| OnGpu::new(gpu, predictions, None)).transpose()?;
+    for (start, tile) in tiles(weight, predictions)? {
         let z = buffer.narrow(0, 0, tile.rows.len())?;
         logits_into(&z, &gather_rows(hidden, tile.rows)?, weight)?;
-        let scored = map_rows(&z, |row, z| {
-            let (lse, entropy) = scale_row(z, tile.temperature);
-            (z[tile.targets[row] as usize] - lse, entropy)
-        })?;
-        result.extend(scored);
+        if let Some(on_gpu) = &on_gpu {
+            on_gpu.score(&z, start)?;
+        } else {
+            result.extend(map_rows(&z, |row, z| {
+                let (lse, entropy) = scale_row(z, tile.temperature);
+                (z[tile.targets[row] as usize] - lse, entropy)
+            })?);
+        }
     }
-    Ok(result)
+    on_gpu.map_or(Ok(result), |on_gpu| on_gpu.found())
 }
 
 /// Gradients of a loss with respect to each prediction's log-prob and entropy.
@@ -148,20 +153,20 @@ pub fn token_logprobs_backward(
     d_hidden: &Tensor,
 ) -> Result<TokenLogprobs> {
     let mut found = TokenLogprobs::default();
-    let mut start = 0;
     let buffer = tile_buffer(hidden, weight, predictions)?;
-    for tile in tiles(weight, predictions)? {
-        let range = start..start + tile.rows.len();
-        start = range.end;
-        let grad_l = &grads.logprobs[range.clone()];
-        let grad_h = grads.entropies.map(|g| &g[range]);
+    let on_gpu = gpu::of(hidden).map(|gpu| OnGpu::new(gpu, predictions, Some(grads))).transpose()?;
+    for (start, tile) in tiles(weight, predictions)? {
         let h = gather_rows(hidden, tile.rows)?;
-        let z = buffer.narrow(0, 0, tile.rows.len())?;
+        let mut z = buffer.narrow(0, 0, tile.rows.len())?;
         logits_into(&z, &h, weight)?;
-        found.extend(map_rows(&z, |i, z| {
-            let grad_h = grad_h.map_or(0.0, |g| g[i]);
-            logits_gradient(z, tile.targets[i] as usize, tile.temperature, grad_l[i], grad_h)
-        })?);
+        if let Some(on_gpu) = &on_gpu {
+            z = on_gpu.gradient(&z, start, hidden)?;
+        } else {
+            found.extend(map_rows(&z, |i, z| {
+                let grad_h = grads.entropies.map_or(0.0, |g| g[start + i]);
+                logits_gradient(z, tile.targets[i] as usize, tile.temperature, grads.logprobs[start + i], grad_h)
+            })?);
+        }
         let dh = unset(h.dim(0)?, h.dim(1)?, &h)?;
         matmul_into(&dh, &z, weight.value(), Form::Nn, false)?;
         scatter_add_rows(d_hidden, tile.rows, &dh)?;
@@ -169,7 +174,7 @@ pub fn token_logprobs_backward(
             matmul_into(grad, &z, &h, Form::Tn, true)?;
         }
     }
-    Ok(found)
+    on_gpu.map_or(Ok(found), |on_gpu| on_gpu.found())
 }
 
 /// Replaces a row of undivided logits by the gradient with respect to them; returns the target's log-prob and the
@@ -195,34 +200,105 @@ kernel! {
     }
 }
 
-fn tile_rows(vocab: usize) -> usize {
+/// Targets, gradients and results of all predictions, on a GPU.
+struct OnGpu {
+    gpu: Gpu,
+    count: usize,
+    temperature: f32,
+    targets: Buffer,
+    grads: [Option<Buffer>; 2],
+    logprobs: Buffer,
+    entropies: Buffer,
+}
+
+impl OnGpu {
+    fn new(gpu: Gpu, all: Predictions<'_>, grads: Option<LogprobGrads<'_>>) -> Result<Self> {
+        let count = all.targets.len();
+        let of_entropies = grads.and_then(|grads| grads.entropies);
+        let grads = [grads.map(|grads| grads.logprobs), of_entropies];
+        let upload = |grads: Option<&[f32]>| grads.map(|grads| gpu.upload(grads)).transpose();
+        Ok(Self {
+            count,
+            temperature: all.temperature,
+            targets: gpu.upload(all.targets)?,
+            grads: [upload(grads[0])?, upload(grads[1])?],
+            logprobs: gpu.buffer::<f32>(count)?,
+            entropies: gpu.buffer::<f32>(count)?,
+            gpu,
+        })
+    }
+
+    /// Scores the predictions from `start`, whose logits are `z [rows, V]`.
+    fn score(&self, z: &Tensor, start: usize) -> Result<()> {
+        let [targets, logprobs, entropies] = [&self.targets, &self.logprobs, &self.entropies].map(|b| b.at(start, 4));
+        let view = self.gpu.view(z)?;
+        let args = [arg(&view.matrix), arg(&targets), arg(&self.temperature), arg(&logprobs), arg(&entropies)];
+        self.gpu.launch("token_logprobs", Launch::blocks(view.rows()), &args)
+    }
+
+    /// [`OnGpu::score`], and the gradient with respect to the logits, in the type of `like`.
+    fn gradient(&self, z: &Tensor, start: usize, like: &Tensor) -> Result<Tensor> {
+        let dz = unset(z.dim(0)?, z.dim(1)?, like)?;
+        let [targets, logprobs, entropies] = [&self.targets, &self.logprobs, &self.entropies].map(|b| b.at(start, 4));
+        let [of_logprobs, of_entropies] =
+            [&self.grads[0], &self.grads[1]].map(|grads| grads.as_ref().map_or(Pointer::NULL, |b| b.at(start, 4)));
+        let (view, out) = (self.gpu.view(z)?, self.gpu.view(&dz)?);
+        let args = [
+            arg(&view.matrix),
+            arg(&targets),
+            arg(&self.temperature),
+            arg(&of_logprobs),
+            arg(&of_entropies),
+            arg(&out.matrix),
+            arg(&logprobs),
+            arg(&entropies),
+        ];
+        self.gpu.launch(&typed("logits_gradient", like.dtype())?, Launch::blocks(view.rows()), &args)?;
+        Ok(dz)
+    }
+
+    fn found(&self) -> Result<TokenLogprobs> {
+        Ok(TokenLogprobs {
+            logprobs: self.gpu.download(&self.logprobs, self.count)?,
+            entropies: self.gpu.download(&self.entropies, self.count)?,
+        })
+    }
+}
+
+fn tile_rows(vocab: usize, on_gpu: bool) -> usize {
+    if on_gpu {
+        return gpu::BLOCK_ROWS;
+    }
     (TILE_BYTES / (4 * vocab.max(1))).clamp(1, MAX_TILE_ROWS)
 }
 
 /// One buffer for the logits of all tiles: a buffer for each, of two sizes, would leave both with the allocator.
 fn tile_buffer(hidden: &Tensor, weight: &Weight, all: Predictions<'_>) -> Result<Tensor> {
     let vocab = weight.value().dim(0)?;
-    unset(all.rows.len().min(tile_rows(vocab)), vocab, hidden)
+    let size = tile_rows(vocab, gpu::of(hidden).is_some());
+    unset_as(all.rows.len().min(size), vocab, DType::F32, hidden.device())
 }
 
-fn tiles<'a>(weight: &Weight, all: Predictions<'a>) -> Result<impl Iterator<Item = Predictions<'a>> + use<'a>> {
+/// The predictions in tiles, each with the number of its first.
+fn tiles<'a>(
+    weight: &Weight,
+    all: Predictions<'a>,
+) -> Result<impl Iterator<Item = (usize, Predictions<'a>)> + use<'a>> {
     let vocab = weight.value().dim(0)?;
     if all.rows.len() != all.targets.len() || all.targets.iter().any(|t| *t as usize >= vocab) {
         bail!("{} predicted rows, {} targets, vocabulary of {vocab}", all.rows.len(), all.targets.len());
     }
-    let size = tile_rows(vocab);
-    Ok(all.rows.chunks(size).zip(all.targets.chunks(size)).map(move |(rows, targets)| Predictions {
-        rows,
-        targets,
-        temperature: all.temperature,
-    }))
+    let size = tile_rows(vocab, gpu::of(weight.value()).is_some());
+    let tiles = all.rows.chunks(size).zip(all.targets.chunks(size)).enumerate();
+    Ok(tiles
+        .map(move |(tile, (rows, targets))| (tile * size, Predictions { rows, targets, temperature: all.temperature })))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::embedding::zeros;
-    use crate::ops::testing::{assert_close, random, reference_gradients, variable};
+    use crate::ops::testing::{assert_close, on_each_device, random, reference_gradients, variable};
 
     /// The naive reference, differentiable by candle: `[2, R]`, log-probs above entropies.
     fn reference(hidden: &Tensor, weight: &Tensor, at: Predictions<'_>) -> Result<Tensor> {
@@ -237,48 +313,52 @@ mod tests {
     /// Rows named twice (one prompt, many completions), several tiles, temperature, both gradients.
     #[test]
     fn forward_and_backward_match_the_reference() -> Result<()> {
-        for (n, d, v, r, temperature) in [(1, 1, 2, 1, 1.0f32), (9, 24, 61, 30, 0.7), (40, 8, 33, 1100, 1.3)] {
-            let rows: Vec<u32> = (0..r).map(|i| (i * 7 % n) as u32).collect();
-            let targets: Vec<u32> = (0..r).map(|i| (i * 5 % v) as u32).collect();
-            let at = Predictions { rows: &rows, targets: &targets, temperature };
-            let (hidden, w, g) = (random(&[n, d], 1), random(&[v, d], 2), random(&[2, r], 3));
-            let (hv, wv) = (variable(&hidden), variable(&w));
-            let y = reference(&hv, &wv, at)?;
-            let expected = reference_gradients(&y, &g, &[&hv, &wv])?;
-            let weight = Weight::trainable(w)?;
-            let scored = token_logprobs(&hidden, &weight, at)?;
-            let got = [&scored.logprobs[..], &scored.entropies].concat();
-            assert_close(&Tensor::from_vec(got, (2, r), y.device())?, &y, 1e-5);
-            let g = g.to_vec2::<f32>()?;
-            let d_hidden = zeros(n, d, &hidden)?;
-            let grads = LogprobGrads { logprobs: &g[0], entropies: Some(&g[1]) };
-            assert_eq!(token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?, scored);
-            assert_close(&d_hidden, &expected[0], 2e-5);
-            assert_close(weight.grad().expect("trainable"), &expected[1], 2e-5);
-        }
-        Ok(())
+        on_each_device(|| {
+            for (n, d, v, r, temperature) in [(1, 1, 2, 1, 1.0f32), (9, 24, 61, 30, 0.7), (40, 8, 33, 1100, 1.3)] {
+                let rows: Vec<u32> = (0..r).map(|i| (i * 7 % n) as u32).collect();
+                let targets: Vec<u32> = (0..r).map(|i| (i * 5 % v) as u32).collect();
+                let at = Predictions { rows: &rows, targets: &targets, temperature };
+                let (hidden, w, g) = (random(&[n, d], 1), random(&[v, d], 2), random(&[2, r], 3));
+                let (hv, wv) = (variable(&hidden), variable(&w));
+                let y = reference(&hv, &wv, at)?;
+                let expected = reference_gradients(&y, &g, &[&hv, &wv])?;
+                let weight = Weight::trainable(w)?;
+                let scored = token_logprobs(&hidden, &weight, at)?;
+                let got = [&scored.logprobs[..], &scored.entropies].concat();
+                assert_close(&Tensor::from_vec(got, (2, r), y.device())?, &y, 1e-5);
+                let g = g.to_vec2::<f32>()?;
+                let d_hidden = zeros(n, d, &hidden)?;
+                let grads = LogprobGrads { logprobs: &g[0], entropies: Some(&g[1]) };
+                assert_eq!(token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?, scored);
+                assert_close(&d_hidden, &expected[0], 2e-5);
+                assert_close(weight.grad().expect("trainable"), &expected[1], 2e-5);
+            }
+            Ok(())
+        })
     }
 
     /// Central differences of l + 0.3 H with respect to the hidden state.
     #[test]
     fn backward_matches_finite_differences() -> Result<()> {
-        let (hidden, weight) = (random(&[1, 5], 1), Weight::frozen(random(&[7, 5], 2)));
-        let at = Predictions { rows: &[0], targets: &[4], temperature: 0.8 };
-        let d_hidden = zeros(1, 5, &hidden)?;
-        let grads = LogprobGrads { logprobs: &[1.0], entropies: Some(&[0.3]) };
-        token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?;
-        let d_hidden = d_hidden.to_vec2::<f32>()?;
-        for i in 0..5 {
-            let value = |delta: f32| -> Result<f32> {
-                let mut h = hidden.to_vec2::<f32>()?;
-                h[0][i] += delta;
-                let scored = token_logprobs(&Tensor::new(h, hidden.device())?, &weight, at)?;
-                Ok(scored.logprobs[0] + 0.3 * scored.entropies[0])
-            };
-            let slope = (value(1e-2)? - value(-1e-2)?) / 2e-2;
-            assert!((slope - d_hidden[0][i]).abs() < 1e-3, "{slope} {}", d_hidden[0][i]);
-        }
-        Ok(())
+        on_each_device(|| {
+            let (hidden, weight) = (random(&[1, 5], 1), Weight::frozen(random(&[7, 5], 2)));
+            let at = Predictions { rows: &[0], targets: &[4], temperature: 0.8 };
+            let d_hidden = zeros(1, 5, &hidden)?;
+            let grads = LogprobGrads { logprobs: &[1.0], entropies: Some(&[0.3]) };
+            token_logprobs_backward(grads, &hidden, &weight, at, &d_hidden)?;
+            let d_hidden = d_hidden.to_vec2::<f32>()?;
+            for i in 0..5 {
+                let value = |delta: f32| -> Result<f32> {
+                    let mut h = hidden.to_vec2::<f32>()?;
+                    h[0][i] += delta;
+                    let scored = token_logprobs(&Tensor::new(h, hidden.device())?, &weight, at)?;
+                    Ok(scored.logprobs[0] + 0.3 * scored.entropies[0])
+                };
+                let slope = (value(1e-2)? - value(-1e-2)?) / 2e-2;
+                assert!((slope - d_hidden[0][i]).abs() < 1e-3, "{slope} {}", d_hidden[0][i]);
+            }
+            Ok(())
+        })
     }
 
     #[test]

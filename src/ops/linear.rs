@@ -1,6 +1,7 @@
 //! The affine map y = x Wᵀ + b.
 
 use super::Weight;
+use super::gpu::{self, Launch, arg, kernel as typed};
 use super::math::axpy;
 use super::matmul::{Form, Packed, matmul, matmul_into, matmul_packed};
 use super::simd::kernel;
@@ -36,6 +37,11 @@ impl Linear {
     pub fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         matmul_into(y, x, self.weight.value(), Form::Nt, false)?;
         let Some(bias) = &self.bias else { return Ok(()) };
+        if let Some(gpu) = gpu::of(y) {
+            let (y, bias) = (gpu.view(y)?, gpu.view(bias.value())?);
+            let kernel = typed("add_to_rows", y.dtype)?;
+            return gpu.launch(&kernel, Launch::elements(y.rows() * y.cols()), &[arg(&y.matrix), arg(&bias.matrix)]);
+        }
         let (storage, layout) = bias.value().storage_and_layout();
         let bias = mat(&storage, layout)?;
         update(y, |mut y| {
@@ -58,6 +64,9 @@ impl Linear {
             matmul_into(grad, g, x, Form::Tn, true)?;
         }
         if let Some(grad) = self.bias.as_ref().and_then(Weight::grad) {
+            if let Some(gpu) = gpu::of(g) {
+                return gpu.add_column_sums(g, grad);
+            }
             let (storage, layout) = g.storage_and_layout();
             let g = mat(&storage, layout)?;
             update(grad, |sum: MatMut<'_>| {
@@ -164,46 +173,54 @@ fn reference(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, assert_thread_invariant, random, reference_gradients, variable};
+    use crate::ops::testing::{
+        assert_close, assert_thread_invariant, on_each_device, random, reference_gradients, variable,
+    };
 
     #[test]
     fn forward_and_backward_match_the_reference() -> Result<()> {
-        for (n, i, o) in [(1, 1, 1), (1, 24, 7), (3, 65, 33), (70, 96, 300)] {
-            let (x, w, b, g) = (random(&[n, i], 1), random(&[o, i], 2), random(&[o], 3), random(&[n, o], 4));
-            let (xv, wv, bv) = (variable(&x), variable(&w), variable(&b));
-            let y = reference(&xv, &wv, &bv)?;
-            let expected = reference_gradients(&y, &g, &[&xv, &wv, &bv])?;
-            let linear = Linear { weight: Weight::trainable(w)?, bias: Some(Weight::trainable(b)?) };
-            assert_close(&linear.forward(&x)?, &y, 1e-5);
-            let dx = random(&[n, i], 5);
-            let before = dx.copy()?;
-            linear.backward(&g, &x, &dx, true)?;
-            assert_close(&(&dx - before)?, &expected[0], 1e-5);
-            assert_close(linear.weight.grad().expect("trainable"), &expected[1], 1e-5);
-            assert_close(linear.bias.as_ref().and_then(Weight::grad).expect("trainable"), &expected[2], 1e-5);
-        }
-        Ok(())
+        on_each_device(|| {
+            for (n, i, o) in [(1, 1, 1), (1, 24, 7), (3, 65, 33), (70, 96, 300)] {
+                let (x, w, b, g) = (random(&[n, i], 1), random(&[o, i], 2), random(&[o], 3), random(&[n, o], 4));
+                let (xv, wv, bv) = (variable(&x), variable(&w), variable(&b));
+                let y = reference(&xv, &wv, &bv)?;
+                let expected = reference_gradients(&y, &g, &[&xv, &wv, &bv])?;
+                let linear = Linear { weight: Weight::trainable(w)?, bias: Some(Weight::trainable(b)?) };
+                assert_close(&linear.forward(&x)?, &y, 1e-5);
+                let dx = random(&[n, i], 5);
+                let before = dx.copy()?;
+                linear.backward(&g, &x, &dx, true)?;
+                assert_close(&(&dx - before)?, &expected[0], 1e-5);
+                assert_close(linear.weight.grad().expect("trainable"), &expected[1], 1e-5);
+                assert_close(linear.bias.as_ref().and_then(Weight::grad).expect("trainable"), &expected[2], 1e-5);
+            }
+            Ok(())
+        })
     }
 
     /// A row's result has the same bits alone and among any number of other rows, for the shapes at which the
     /// underlying library changes its mind (tiny outputs, narrow outputs with a deep sum, one row).
     #[test]
     fn a_row_does_not_depend_on_its_neighbours() -> Result<()> {
-        for (i, o) in [(1, 1), (24, 3), (24, 24), (64, 50), (130, 129), (896, 16), (896, 65), (1100, 64), (2000, 200)] {
-            let linear = Linear { weight: Weight::frozen(random(&[o, i], 2)), bias: None };
-            let x = random(&[140, i], 1);
-            let all = linear.forward(&x)?.to_vec2::<f32>()?;
-            for rows in [1, 2, 3, 5, 8, 13, 31, 64, 65, 129] {
-                for start in [0, 7] {
-                    let some = linear.forward(&x.narrow(0, start, rows)?.contiguous()?)?.to_vec2::<f32>()?;
-                    for (row, (a, b)) in some.iter().zip(&all[start..]).enumerate() {
-                        let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(same, "[{i} -> {o}] row {row} of {rows} from {start}");
+        on_each_device(|| {
+            for (i, o) in
+                [(1, 1), (24, 3), (24, 24), (64, 50), (130, 129), (896, 16), (896, 65), (1100, 64), (2000, 200)]
+            {
+                let linear = Linear { weight: Weight::frozen(random(&[o, i], 2)), bias: None };
+                let x = random(&[140, i], 1);
+                let all = linear.forward(&x)?.to_vec2::<f32>()?;
+                for rows in [1, 2, 3, 5, 8, 13, 31, 64, 65, 129] {
+                    for start in [0, 7] {
+                        let some = linear.forward(&x.narrow(0, start, rows)?.contiguous()?)?.to_vec2::<f32>()?;
+                        for (row, (a, b)) in some.iter().zip(&all[start..]).enumerate() {
+                            let same = a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits());
+                            assert!(same, "[{i} -> {o}] row {row} of {rows} from {start}");
+                        }
                     }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod tile;
 
 pub(crate) use packed::{Packed, matmul_packed};
 
+use super::gpu;
 use super::math::LANES;
 use super::storage::{Mat, MatMut, mat, update};
 use candle_core::{Result, Tensor, bail};
@@ -155,6 +156,9 @@ fn call(dst: &mut MatMut<'_>, a: Mat<'_>, b: Mat<'_>, form: Form, accumulate: bo
 
 /// [`matmul`] on tensors; `dst` is changed in place and may be a column range of a wider matrix.
 pub(crate) fn matmul_into(dst: &Tensor, a: &Tensor, b: &Tensor, form: Form, accumulate: bool) -> Result<()> {
+    if let Some(gpu) = gpu::of(dst) {
+        return gpu.matmul(dst, a, b, form, accumulate);
+    }
     let (a_storage, a_layout) = a.storage_and_layout();
     let (b_storage, b_layout) = b.storage_and_layout();
     let (a, b) = (mat(&a_storage, a_layout)?, mat(&b_storage, b_layout)?);

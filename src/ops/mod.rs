@@ -8,7 +8,8 @@
 //! All kernels give the same bits whatever the number of threads, and every forward kernel computes a row from that
 //! row alone, whatever rows stand beside it: this is what makes the sampler's log-probs equal the trainer's.
 //!
-//! Kernels are written for contiguous rows of f32 on the CPU.
+//! Kernels on the CPU are written for contiguous rows of f32; those for a GPU stand beside them in `.cu` files and are
+//! launched where the tensors live on one (`gpu/`).
 
 #![allow(clippy::inline_always, reason = "what a kernel calls must be compiled with the kernel's instruction set")]
 #![allow(clippy::needless_range_loop, reason = "plain loops over fixed sizes become vectors and registers")]
@@ -16,6 +17,7 @@
 pub mod attention;
 pub mod elementwise;
 pub mod embedding;
+pub(crate) mod gpu;
 pub mod head;
 pub mod linear;
 pub mod math;
@@ -31,18 +33,19 @@ use candle_core::{DType, Result, Tensor};
 
 /// A parameter as the operations see it: its value and, while it is trained, the buffer its gradient is added to.
 ///
-/// Clones share both storages: the optimizer, the sampler and the trainer all see one set of weights.
+/// Clones share all storages: the optimizer, the sampler and the trainer see one set of weights.
 #[derive(Debug, Clone)]
 pub struct Weight {
     value: Tensor,
     grad: Option<Tensor>,
+    master: Option<Tensor>,
 }
 
 impl Weight {
     /// A weight that receives no gradient.
     #[must_use]
     pub fn frozen(value: Tensor) -> Self {
-        Self { value, grad: None }
+        Self { value, grad: None, master: None }
     }
 
     /// A weight with a zeroed f32 gradient buffer of the same shape.
@@ -50,14 +53,41 @@ impl Weight {
     /// # Errors
     /// Fails where the buffer cannot be allocated.
     pub fn trainable(value: Tensor) -> Result<Self> {
-        let grad = Tensor::zeros(value.shape(), DType::F32, value.device())?;
-        Ok(Self { value, grad: Some(grad) })
+        Self::trainable_as(value, DType::F32)
     }
 
-    /// The value; shares storage with every clone.
+    /// [`Weight::trainable`], used as `dtype`. Where that is not f32, the given values are kept beside the rounded ones
+    /// (Micikevicius et al., arXiv:1710.03740 section 3.1).
+    ///
+    /// # Errors
+    /// Fails where the buffers cannot be allocated.
+    pub fn trainable_as(master: Tensor, dtype: DType) -> Result<Self> {
+        let grad = Some(Tensor::zeros(master.shape(), DType::F32, master.device())?);
+        if dtype == DType::F32 {
+            return Ok(Self { value: master, grad, master: None });
+        }
+        Ok(Self { value: master.to_dtype(dtype)?, grad, master: Some(master) })
+    }
+
+    /// The same values, which stay shared, with a zeroed gradient buffer of its own where there is one.
+    ///
+    /// # Errors
+    /// Fails where the buffer cannot be allocated.
+    pub fn with_own_gradient(&self) -> Result<Self> {
+        let grad = self.grad.as_ref().map(Tensor::zeros_like).transpose()?;
+        Ok(Self { grad, ..self.clone() })
+    }
+
+    /// The value that operations use; shares storage with every clone.
     #[must_use]
     pub fn value(&self) -> &Tensor {
         &self.value
+    }
+
+    /// The exact value, f32 where the weight is trained.
+    #[must_use]
+    pub fn master(&self) -> &Tensor {
+        self.master.as_ref().unwrap_or(&self.value)
     }
 
     /// The gradient buffer, where the weight is trained.
@@ -65,4 +95,25 @@ impl Weight {
     pub fn grad(&self) -> Option<&Tensor> {
         self.grad.as_ref()
     }
+
+    /// Replaces the value in every clone.
+    ///
+    /// # Errors
+    /// Fails where `values` are not as many as the weight has.
+    pub fn set(&self, values: Vec<f32>) -> Result<()> {
+        let values = Tensor::from_vec(values, self.value.shape(), self.value.device())?;
+        if let Some(master) = &self.master {
+            storage::copy(master, &values)?;
+        }
+        storage::copy(&self.value, &values.to_dtype(self.value.dtype())?)
+    }
+}
+
+/// Whether the kernels for a GPU can be loaded on this one.
+///
+/// # Errors
+/// Fails with the driver's reason.
+#[cfg(feature = "cuda")]
+pub fn check_kernels(device: &candle_core::Device) -> Result<()> {
+    gpu::of_device(device).map_or(Ok(()), |gpu| gpu.check())
 }

@@ -1,10 +1,12 @@
 //! Root-mean-square normalisation (Zhang and Sennrich, arXiv:1910.07467 eq. 4), over whole rows or over each head.
 
 use super::Weight;
+use super::embedding::zeros_as;
+use super::gpu::{self, Gpu, Launch, Pointer, arg, kernel as typed};
 use super::math::{axpy, dot, dot3};
 use super::simd::kernel;
 use super::storage::{Shared, mat, unset, update};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 /// Rows a task takes at a time; also the fixed unit in which weight gradients are summed.
@@ -30,6 +32,12 @@ pub fn rms_norm(x: &Tensor, weight: &Weight, eps: f64) -> Result<Tensor> {
 /// Fails where C is no multiple of E or the shapes differ.
 pub fn rms_norm_into(x: &Tensor, weight: &Weight, eps: f64, y: &Tensor) -> Result<()> {
     check(x, weight, y)?;
+    if let Some(gpu) = gpu::of(x) {
+        let (x, w, y, eps) = (gpu.view(x)?, gpu.view(weight.value())?, gpu.view(y)?, eps as f32);
+        let vectors = x.rows() * (x.cols() / w.cols());
+        let args = [arg(&x.matrix), arg(&w.matrix), arg(&y.matrix), arg(&eps)];
+        return gpu.launch(&typed("rms_norm", x.dtype)?, Launch::blocks(vectors), &args);
+    }
     let (x_storage, x_layout) = x.storage_and_layout();
     let (w_storage, w_layout) = weight.value().storage_and_layout();
     let (x, w) = (mat(&x_storage, x_layout)?, mat(&w_storage, w_layout)?.row(0));
@@ -70,6 +78,9 @@ fn inverse_rms(x: &[f32], eps: f64) -> f32 {
 /// Fails where C is no multiple of E or the shapes differ.
 pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: &Tensor) -> Result<()> {
     check(x, weight, dx)?;
+    if let Some(gpu) = gpu::of(x) {
+        return backward_on_gpu(&gpu, g, x, weight, eps, dx);
+    }
     let (x_storage, x_layout) = x.storage_and_layout();
     let (g_storage, g_layout) = g.storage_and_layout();
     let (w_storage, w_layout) = weight.value().storage_and_layout();
@@ -98,6 +109,28 @@ pub fn rms_norm_backward(g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: 
         })?;
     }
     Ok(())
+}
+
+/// Blocks among which the vectors are shared out.
+const BLOCKS: usize = 512;
+
+fn backward_on_gpu(gpu: &Gpu, g: &Tensor, x: &Tensor, weight: &Weight, eps: f64, dx: &Tensor) -> Result<()> {
+    let (g, x, w, out) = (gpu.view(g)?, gpu.view(x)?, gpu.view(weight.value())?, gpu.view(dx)?);
+    let (size, eps) = (w.cols(), eps as f32);
+    let blocks = (x.rows() * (x.cols() / size)).min(BLOCKS);
+    let partial = match weight.grad() {
+        Some(_) => Some(zeros_as(blocks, size, DType::F32, dx.device())?),
+        None => None,
+    };
+    let view = partial.as_ref().map(|sums| gpu.view(sums)).transpose()?;
+    let sums = view.map_or(Pointer::NULL, |view| view.matrix.data);
+    let launch = Launch { shared: 4 * size as u32, ..Launch::blocks(blocks) };
+    let args = [arg(&g.matrix), arg(&x.matrix), arg(&w.matrix), arg(&out.matrix), arg(&sums), arg(&eps)];
+    gpu.launch(&typed("rms_norm_backward", x.dtype)?, launch, &args)?;
+    match (&partial, weight.grad()) {
+        (Some(partial), Some(grad)) => gpu.add_column_sums(partial, grad),
+        _ => Ok(()),
+    }
 }
 
 kernel! {
@@ -138,35 +171,45 @@ fn reference(x: &Tensor, w: &Tensor, eps: f64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, assert_thread_invariant, random, reference_gradients, variable};
+    use crate::ops::testing::{
+        assert_close, assert_thread_invariant, on_each_device, random, reference_gradients, variable,
+    };
 
     #[test]
     fn forward_and_backward_match_the_reference() -> Result<()> {
-        for (n, c, e) in [(1, 1, 1), (5, 24, 24), (70, 30, 10), (33, 128, 128)] {
-            let (x, w, g) = (random(&[n, c], 1), random(&[e], 2), random(&[n, c], 3));
-            let (xv, wv) = (variable(&x), variable(&w));
-            let y = reference(&xv, &wv, 1e-6)?;
-            let expected = reference_gradients(&y, &g, &[&xv, &wv])?;
-            let weight = Weight::trainable(w)?;
-            assert_close(&rms_norm(&x, &weight, 1e-6)?, &y, 1e-5);
-            let dx = random(&[n, c], 4);
-            let before = dx.copy()?;
-            rms_norm_backward(&g, &x, &weight, 1e-6, &dx)?;
-            assert_close(&(&dx - before)?, &expected[0], 1e-5);
-            assert_close(weight.grad().expect("trainable"), &expected[1], 1e-5);
-        }
-        Ok(())
+        on_each_device(|| {
+            for (n, c, e) in [(1, 1, 1), (5, 24, 24), (70, 30, 10), (33, 128, 128)] {
+                let (x, w, g) = (random(&[n, c], 1), random(&[e], 2), random(&[n, c], 3));
+                let (xv, wv) = (variable(&x), variable(&w));
+                let y = reference(&xv, &wv, 1e-6)?;
+                let expected = reference_gradients(&y, &g, &[&xv, &wv])?;
+                let weight = Weight::trainable(w)?;
+                assert_close(&rms_norm(&x, &weight, 1e-6)?, &y, 1e-5);
+                let dx = random(&[n, c], 4);
+                let before = dx.copy()?;
+                rms_norm_backward(&g, &x, &weight, 1e-6, &dx)?;
+                assert_close(&(&dx - before)?, &expected[0], 1e-5);
+                assert_close(weight.grad().expect("trainable"), &expected[1], 1e-5);
+            }
+            Ok(())
+        })
     }
 
     /// A column range of a wider matrix (the q part of packed q, k, v) is read and written in place.
     #[test]
     fn works_on_column_ranges() -> Result<()> {
-        let (wide, weight) = (random(&[6, 50], 1), Weight::frozen(random(&[10], 2)));
-        let x = wide.narrow(1, 10, 20)?;
-        let out = random(&[6, 45], 3);
-        rms_norm_into(&x, &weight, 1e-6, &out.narrow(1, 25, 20)?)?;
-        assert_close(&out.narrow(1, 25, 20)?.contiguous()?, &reference(&x.contiguous()?, weight.value(), 1e-6)?, 1e-5);
-        Ok(())
+        on_each_device(|| {
+            let (wide, weight) = (random(&[6, 50], 1), Weight::frozen(random(&[10], 2)));
+            let x = wide.narrow(1, 10, 20)?;
+            let out = random(&[6, 45], 3);
+            rms_norm_into(&x, &weight, 1e-6, &out.narrow(1, 25, 20)?)?;
+            assert_close(
+                &out.narrow(1, 25, 20)?.contiguous()?,
+                &reference(&x.contiguous()?, weight.value(), 1e-6)?,
+                1e-5,
+            );
+            Ok(())
+        })
     }
 
     #[test]

@@ -1,27 +1,41 @@
 //! Rotary position embedding (Su et al., arXiv:2104.09864), in the half-split layout of Hugging Face checkpoints.
 
+use super::gpu::{self, Buffer, Launch, arg, kernel as typed};
 use super::simd::kernel;
 use super::storage::{Shared, update};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
 const ROWS: usize = 32;
 
-/// cos and sin of each token's angles, f32.
-#[derive(Debug, Clone)]
+/// The angles of each token.
 pub struct RopeTable {
-    cos: Vec<f32>, // [N, E/2]
-    sin: Vec<f32>, // [N, E/2]
+    angles: Angles,
+    tokens: usize,
     half: usize,
 }
 
+enum Angles {
+    /// cos and sin, f32, `[N, E/2]` each.
+    Known { cos: Vec<f32>, sin: Vec<f32> },
+    /// Positions `[N]` and frequencies `[E/2]`, where a GPU computes them itself.
+    OnGpu { positions: Buffer, inv_freq: Buffer },
+}
+
 impl RopeTable {
-    /// The angles `position * inv_freq` of each token; `inv_freq [E/2]`, `positions [N]`.
-    #[must_use]
-    pub fn new(inv_freq: &[f32], positions: &[u32]) -> Self {
-        let angles = positions.iter().flat_map(|p| inv_freq.iter().map(move |f| *p as f32 * f));
-        let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Self { cos, sin, half: inv_freq.len() }
+    /// The angles `position * inv_freq` of each token, for tensors on `device`; `inv_freq [E/2]`, `positions [N]`.
+    ///
+    /// # Errors
+    /// Fails where the memory of a GPU is short.
+    pub fn new(inv_freq: &[f32], positions: &[u32], device: &Device) -> Result<Self> {
+        let angles = if let Some(gpu) = gpu::of_device(device) {
+            Angles::OnGpu { positions: gpu.upload(positions)?, inv_freq: gpu.upload(inv_freq)? }
+        } else {
+            let angles = positions.iter().flat_map(|p| inv_freq.iter().map(move |f| *p as f32 * f));
+            let (sin, cos) = angles.map(f32::sin_cos).unzip();
+            Angles::Known { cos, sin }
+        };
+        Ok(Self { angles, tokens: positions.len(), half: inv_freq.len() })
     }
 
     /// Rotates every head of `x` in place by its token's angles, or back with `inverse`; the backward pass is the
@@ -33,27 +47,38 @@ impl RopeTable {
     /// # Errors
     /// Fails where the rows or the width do not fit the table.
     pub fn rotate(&self, x: &Tensor, inverse: bool) -> Result<()> {
-        let (half, sign) = (self.half, if inverse { -1.0 } else { 1.0 });
-        update(x, |x| {
-            if x.cols % (2 * half) != 0 || x.rows * half != self.cos.len() {
-                bail!("rope: [{}, {}] with a table of [{}, {half}]", x.rows, x.cols, self.cos.len() / half.max(1));
+        let (half, sign) = (self.half, if inverse { -1.0 } else { 1.0f32 });
+        let (rows, cols) = x.dims2()?;
+        if half == 0 || cols % (2 * half) != 0 || rows != self.tokens {
+            bail!("rope: [{rows}, {cols}] with a table of [{}, {half}]", self.tokens);
+        }
+        match &self.angles {
+            Angles::Known { cos, sin } => update(x, |x| {
+                let (stride, data) = (x.stride, Shared::new(x.data));
+                (0..rows).into_par_iter().with_min_len(ROWS).for_each(|row| {
+                    // SAFETY: each row is written by one task.
+                    let x = unsafe { data.slice(row * stride, cols) };
+                    rotate_row(x, &cos[row * half..][..half], &sin[row * half..][..half], sign);
+                });
+                Ok(())
+            }),
+            Angles::OnGpu { positions, inv_freq } => {
+                let Some(gpu) = gpu::of(x) else { bail!("rope: angles of another device") };
+                let (x, half, angles) = (gpu.view(x)?, half as u32, (positions.pointer(), inv_freq.pointer()));
+                let args = [arg(&x.matrix), arg(&angles.0), arg(&angles.1), arg(&half), arg(&sign)];
+                gpu.launch(&typed("rope", x.dtype)?, Launch::elements(rows * cols / 2), &args)
             }
-            let (rows, cols, stride, data) = (x.rows, x.cols, x.stride, Shared::new(x.data));
-            (0..rows).into_par_iter().with_min_len(ROWS).for_each(|row| {
-                // SAFETY: each row is written by one task.
-                let x = unsafe { data.slice(row * stride, cols) };
-                let (cos, sin) = (&self.cos[row * half..][..half], &self.sin[row * half..][..half]);
-                rotate_row(x, cos, sin, sign);
-            });
-            Ok(())
-        })
+        }
     }
-}
 
-impl RopeTable {
     /// [`RopeTable::rotate`] of one row: every head of `x` by the angles of token `row`.
-    pub(crate) fn rotate_one(&self, row: usize, x: &mut [f32]) {
-        rotate_row(x, &self.cos[row * self.half..][..self.half], &self.sin[row * self.half..][..self.half], 1.0);
+    ///
+    /// # Errors
+    /// Fails where the table is that of a GPU.
+    pub(crate) fn rotate_one(&self, row: usize, x: &mut [f32]) -> Result<()> {
+        let Angles::Known { cos, sin } = &self.angles else { bail!("rope: angles of another device") };
+        rotate_row(x, &cos[row * self.half..][..self.half], &sin[row * self.half..][..self.half], 1.0);
+        Ok(())
     }
 }
 
@@ -88,25 +113,27 @@ fn reference(x: &Tensor, inv_freq: &[f32], positions: &[u32]) -> Result<Tensor> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, random, reference_gradients, variable};
+    use crate::ops::testing::{assert_close, device, on_each_device, random, reference_gradients, variable};
 
     #[test]
     fn forward_and_backward_match_the_reference() -> Result<()> {
-        for (n, heads, half) in [(1, 1, 1), (7, 3, 5), (40, 2, 16)] {
-            let inv_freq: Vec<f32> = (0..half).map(|i| 1.0 / 10f32.powf(i as f32 / half as f32)).collect();
-            let positions: Vec<u32> = (0..n as u32).map(|i| i * 13 % 29).collect();
-            let (x, g) = (random(&[n, heads * 2 * half], 1), random(&[n, heads * 2 * half], 2));
-            let xv = variable(&x);
-            let y = reference(&xv, &inv_freq, &positions)?;
-            let expected = reference_gradients(&y, &g, &[&xv])?;
-            let table = RopeTable::new(&inv_freq, &positions);
-            let wide = Tensor::cat(&[&x, &random(&[n, 3], 3)], 1)?;
-            table.rotate(&wide.narrow(1, 0, heads * 2 * half)?, false)?;
-            assert_close(&wide.narrow(1, 0, heads * 2 * half)?.contiguous()?, &y, 1e-5);
-            assert_close(&wide.narrow(1, heads * 2 * half, 3)?.contiguous()?, &random(&[n, 3], 3), 0.0);
-            table.rotate(&g, true)?;
-            assert_close(&g, &expected[0], 1e-5);
-        }
-        Ok(())
+        on_each_device(|| {
+            for (n, heads, half) in [(1, 1, 1), (7, 3, 5), (40, 2, 16)] {
+                let inv_freq: Vec<f32> = (0..half).map(|i| 1.0 / 10f32.powf(i as f32 / half as f32)).collect();
+                let positions: Vec<u32> = (0..n as u32).map(|i| i * 13 % 29).collect();
+                let (x, g) = (random(&[n, heads * 2 * half], 1), random(&[n, heads * 2 * half], 2));
+                let xv = variable(&x);
+                let y = reference(&xv, &inv_freq, &positions)?;
+                let expected = reference_gradients(&y, &g, &[&xv])?;
+                let table = RopeTable::new(&inv_freq, &positions, &device())?;
+                let wide = Tensor::cat(&[&x, &random(&[n, 3], 3)], 1)?;
+                table.rotate(&wide.narrow(1, 0, heads * 2 * half)?, false)?;
+                assert_close(&wide.narrow(1, 0, heads * 2 * half)?.contiguous()?, &y, 1e-5);
+                assert_close(&wide.narrow(1, heads * 2 * half, 3)?.contiguous()?, &random(&[n, 3], 3), 0.0);
+                table.rotate(&g, true)?;
+                assert_close(&g, &expected[0], 1e-5);
+            }
+            Ok(())
+        })
     }
 }

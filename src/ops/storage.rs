@@ -1,6 +1,7 @@
-//! Rows of f32 behind candle tensors: read views and in-place updates for the CPU kernels.
+//! Rows behind candle tensors: read views and in-place updates for the CPU kernels, and memory for results.
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use super::gpu;
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -69,7 +70,7 @@ impl<'a> MatMut<'a> {
 }
 
 /// `(offset, rows, cols, stride)` of a tensor seen as a matrix: rank 2 with unit column stride, or rank 1 as one row.
-fn geometry(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
+pub(super) fn geometry(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
     let (dims, stride) = (layout.dims(), layout.stride());
     match *dims {
         [cols] if cols <= 1 || stride[0] == 1 => Ok((layout.start_offset(), 1, cols, cols)),
@@ -81,7 +82,7 @@ fn geometry(layout: &Layout) -> Result<(usize, usize, usize, usize)> {
     }
 }
 
-fn extent(rows: usize, cols: usize, stride: usize) -> usize {
+pub(super) fn extent(rows: usize, cols: usize, stride: usize) -> usize {
     if rows == 0 || cols == 0 { 0 } else { (rows - 1) * stride + cols }
 }
 
@@ -122,24 +123,56 @@ pub(crate) fn update<R>(tensor: &Tensor, f: impl FnOnce(MatMut<'_>) -> Result<R>
     update.1.into_inner().ok_or_else(|| candle_core::Error::msg("an update in place that was not called").bt())
 }
 
-/// A matrix for results: whoever asks for it writes every element before one is read. Where assertions are on, the
-/// elements are NaN until then, so that tests see one that was forgotten.
+/// A matrix for results, of the type and on the device of `like`: whoever asks for it writes every element before one
+/// is read. Where assertions are on, the elements are NaN until then, so that tests see one that was forgotten.
 ///
 /// # Errors
 /// Fails where it cannot be allocated.
 pub(crate) fn unset(rows: usize, cols: usize, like: &Tensor) -> Result<Tensor> {
-    if cfg!(any(test, debug_assertions)) {
-        return Tensor::full(f32::NAN, (rows, cols), like.device());
+    unset_as(rows, cols, like.dtype(), like.device())
+}
+
+/// [`unset`] with another type.
+pub(crate) fn unset_as(rows: usize, cols: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    // Products on a GPU write whole blocks of rows.
+    let capacity = if gpu::of_device(device).is_some() { rows.next_multiple_of(gpu::BLOCK_ROWS) } else { rows };
+    let matrix = if cfg!(any(test, debug_assertions)) {
+        Tensor::full(f32::NAN, (capacity, cols), device)?.to_dtype(dtype)?
+    } else {
+        // SAFETY: the caller's promise; clearing large matrices takes a noticeable part of a step.
+        unsafe { Tensor::empty((capacity, cols), dtype, device)? }
+    };
+    if capacity == rows { Ok(matrix) } else { matrix.narrow(0, 0, rows) }
+}
+
+/// Copies the elements of a tensor of the same shape and type.
+///
+/// # Errors
+/// Fails where shapes or types differ.
+pub(crate) fn copy(to: &Tensor, from: &Tensor) -> Result<()> {
+    let (to, from) = (to.flatten_all()?, from.flatten_all()?);
+    if let Some(gpu) = gpu::of(&to) {
+        return gpu.copy_rows(&to, &from);
     }
-    // SAFETY: the caller's promise; clearing large matrices takes a noticeable part of a step.
-    unsafe { Tensor::empty((rows, cols), DType::F32, like.device()) }
+    let (storage, layout) = from.storage_and_layout();
+    let from = mat(&storage, layout)?;
+    update(&to, |to| {
+        if to.cols != from.cols {
+            bail!("copy of {} elements to {}", from.cols, to.cols);
+        }
+        to.data.copy_from_slice(from.data);
+        Ok(())
+    })
 }
 
 /// Sets every element to zero.
 ///
 /// # Errors
-/// Fails for tensors that are not f32 on the CPU.
+/// Fails for tensors that are not f32.
 pub(crate) fn zero(tensor: &Tensor) -> Result<()> {
+    if tensor.device().is_cuda() {
+        return tensor.zero_set();
+    }
     let flat = tensor.flatten_all()?;
     update(&flat, |m| {
         m.data.fill(0.0);

@@ -3,12 +3,13 @@
 use super::simd::limit;
 use crate::rng::{self, Stream};
 use candle_core::{Device, Result, Tensor, Var};
+use std::cell::RefCell;
 
 /// A tensor of standard normal values, named by its seed.
 pub(crate) fn random(shape: &[usize], seed: u64) -> Tensor {
     let count: usize = shape.iter().product();
     let values: Vec<f32> = (0..count).map(|i| rng::normal(seed, Stream::Init, [i as u64, 0, 0, 0]) as f32).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).expect("the count matches the shape")
+    Tensor::from_vec(values, shape, &device()).expect("the count matches the shape")
 }
 
 pub(crate) fn variable(tensor: &Tensor) -> Var {
@@ -36,6 +37,56 @@ pub(crate) fn reference_gradients(y: &Tensor, upstream: &Tensor, vars: &[&Var]) 
     let grads = (y * upstream)?.sum_all()?.backward()?;
     Ok(vars.iter().map(|v| grads.get(v).expect("the variable is part of the graph").clone()).collect())
 }
+
+thread_local! {
+    static DEVICE: RefCell<Device> = const { RefCell::new(Device::Cpu) };
+}
+
+/// Where the tensors of a test live.
+pub(crate) fn device() -> Device {
+    DEVICE.with_borrow(Clone::clone)
+}
+
+/// The device of the test, and a format.
+#[cfg(any(emulation, feature = "cuda"))]
+pub(crate) fn compute(dtype: candle_core::DType) -> crate::device::Compute {
+    crate::device::Compute { device: device(), dtype }
+}
+
+/// Runs `f` with the kernels for the CPU, then, where they can be run, with those for a GPU.
+pub(crate) fn on_each_device(f: impl Fn() -> Result<()>) -> Result<()> {
+    f()?;
+    #[cfg(any(emulation, feature = "cuda"))]
+    on_gpu(f)?;
+    Ok(())
+}
+
+/// Runs `f` with the kernels for a GPU: on a GPU if the tests are built for one and there is one, else emulated.
+#[cfg(any(emulation, feature = "cuda"))]
+pub(crate) fn on_gpu<R>(f: impl FnOnce() -> R) -> R {
+    struct Back;
+    impl Drop for Back {
+        fn drop(&mut self) {
+            DEVICE.set(Device::Cpu);
+        }
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(gpu) = GPU.as_ref() {
+        DEVICE.set(gpu.clone());
+        let _back = Back;
+        return f();
+    }
+    let _back = Back;
+    #[cfg(emulation)]
+    return super::gpu::emulate(f);
+    #[cfg(not(emulation))]
+    panic!("these tests were built without a C++ compiler and need a GPU");
+}
+
+/// The GPU of this machine.
+#[cfg(feature = "cuda")]
+static GPU: std::sync::LazyLock<Option<Device>> =
+    std::sync::LazyLock::new(|| crate::device::open(crate::device::DeviceKind::Cuda).ok());
 
 /// Runs `f` with the vector instructions of this machine and with fewer, and checks that the results have the same bits.
 pub(crate) fn assert_level_invariant(f: impl Fn() -> Vec<Tensor>) {

@@ -4,7 +4,11 @@
 //! fused multiply-add), so that every processor gives the same bits.
 
 use super::CHUNK;
+use crate::ops::Weight;
+use crate::ops::gpu::{self, Gpu, Launch, Plain, Pointer, arg};
 use crate::ops::simd::kernel;
+use crate::ops::storage::{mat, update};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +54,9 @@ impl AdamWConfig {
     }
 }
 
-/// The factors of one update, computed in f64 and rounded once.
+/// The factors of one update, computed in f64 and rounded once. The kernel in `adamw.cu` reads them in this order.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C)]
 pub struct AdamWStep {
     grad_scale: f32,
     /// `1 - lr * weight_decay`.
@@ -68,6 +73,13 @@ pub struct AdamWStep {
     step_size: f32,
 }
 
+impl AdamWStep {
+    /// The factors for a parameter that is decayed or not.
+    fn decayed(self, decay: bool) -> Self {
+        Self { decay: if decay { self.decay } else { 1.0 }, ..self }
+    }
+}
+
 /// Updates one parameter and its moments in place.
 ///
 /// `theta <- theta (1 - lr wd) - lr/(1 - beta1^s) * m / (sqrt(v)/sqrt(1 - beta2^s) + eps)` with
@@ -81,7 +93,7 @@ pub struct AdamWStep {
 pub fn adamw_update(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], step: &AdamWStep, decay: bool) {
     let n = theta.len();
     assert!(m.len() == n && v.len() == n && grad.len() == n, "parameter, moments and gradient differ in length");
-    let step = AdamWStep { decay: if decay { step.decay } else { 1.0 }, ..*step };
+    let step = step.decayed(decay);
     theta
         .par_chunks_mut(CHUNK)
         .zip(m.par_chunks_mut(CHUNK))
@@ -120,27 +132,30 @@ pub fn has_weight_decay(name: &str) -> bool {
 /// The optimizer's state: moments in the order of the parameters, and the number of steps done.
 ///
 /// Everything is visible, because it is saved with a checkpoint and read back.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct AdamW {
     /// Settings.
     pub config: AdamWConfig,
     /// Steps done; the first update is step 1.
     pub step: u64,
-    /// First moment of each parameter.
-    pub m: Vec<Vec<f32>>,
-    /// Second moment of each parameter.
-    pub v: Vec<Vec<f32>>,
+    /// First moment of each parameter, f32, on its device.
+    pub m: Vec<Tensor>,
+    /// Second moment of each parameter, f32, on its device.
+    pub v: Vec<Tensor>,
     /// Whether each parameter is decayed.
     pub decay: Vec<bool>,
 }
 
 impl AdamW {
-    /// Moments of zero for parameters given by `(number of elements, is decayed)`.
-    #[must_use]
-    pub fn new(config: AdamWConfig, parameters: impl IntoIterator<Item = (usize, bool)>) -> Self {
-        let (sizes, decay): (Vec<usize>, Vec<bool>) = parameters.into_iter().unzip();
-        let zeros: Vec<Vec<f32>> = sizes.into_iter().map(|size| vec![0.0; size]).collect();
-        Self { config, step: 0, m: zeros.clone(), v: zeros, decay }
+    /// Moments of zero for parameters given by `(value, is decayed)`.
+    ///
+    /// # Errors
+    /// Fails where they cannot be allocated.
+    pub fn new<'a>(config: AdamWConfig, parameters: impl IntoIterator<Item = (&'a Tensor, bool)>) -> Result<Self> {
+        let (values, decay): (Vec<&Tensor>, Vec<bool>) = parameters.into_iter().unzip();
+        let zeros = |value: &&Tensor| Tensor::zeros(value.shape(), DType::F32, value.device());
+        let moments = || values.iter().map(zeros).collect::<Result<Vec<_>>>();
+        Ok(Self { config, step: 0, m: moments()?, v: moments()?, decay })
     }
 
     /// Begins the next step and gives its factors, to be passed to [`AdamW::update`] for every parameter.
@@ -149,22 +164,72 @@ impl AdamW {
         self.config.at_step(self.step, lr, grad_scale)
     }
 
-    /// Updates parameter `index` in place.
+    /// Updates parameter `index` in place; a weight without gradient is left alone.
     ///
-    /// # Panics
-    /// When `theta` or `grad` has another length than the parameter's moments.
-    pub fn update(&mut self, index: usize, theta: &mut [f32], grad: &[f32], step: &AdamWStep) {
-        adamw_update(theta, &mut self.m[index], &mut self.v[index], grad, step, self.decay[index]);
+    /// # Errors
+    /// Fails where the weight has another shape than its moments.
+    pub fn update(&self, index: usize, weight: &Weight, step: &AdamWStep) -> Result<()> {
+        let (m, v, decay) = (&self.m[index], &self.v[index], self.decay[index]);
+        let Some(grad) = weight.grad() else { return Ok(()) };
+        if m.dims() != grad.dims() || v.dims() != grad.dims() {
+            bail!("a gradient {:?} with moments {:?} and {:?}", grad.dims(), m.dims(), v.dims());
+        }
+        if let Some(gpu) = gpu::of(grad) {
+            return update_on_gpu(&gpu, weight, grad, m, v, step.decayed(decay));
+        }
+        let flat = grad.flatten_all()?;
+        let (storage, layout) = flat.storage_and_layout();
+        let grad = mat(&storage, layout)?.data;
+        update(&weight.value().flatten_all()?, |theta| {
+            update(&m.flatten_all()?, |m| {
+                update(&v.flatten_all()?, |v| {
+                    adamw_update(theta.data, m.data, v.data, grad, step, decay);
+                    Ok(())
+                })
+            })
+        })
     }
+}
+
+// SAFETY: eight numbers of four bytes, laid out as in C.
+unsafe impl Plain for AdamWStep {}
+
+fn update_on_gpu(gpu: &Gpu, weight: &Weight, grad: &Tensor, m: &Tensor, v: &Tensor, step: AdamWStep) -> Result<()> {
+    let address = |tensor: &Tensor| Ok::<_, candle_core::Error>(gpu.view(&tensor.flatten_all()?)?.matrix.data);
+    let rounded = weight.value().dtype() != DType::F32;
+    let value = if rounded { address(weight.value())? } else { Pointer::NULL };
+    let (master, m, v, count) = (address(weight.master())?, address(m)?, address(v)?, grad.elem_count());
+    let (grad, size) = (address(grad)?, count as u64);
+    let args = [arg(&master), arg(&value), arg(&m), arg(&v), arg(&grad), arg(&size), arg(&step)];
+    gpu.launch("adamw", Launch::elements(count), &args)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::storage;
+    #[cfg(any(emulation, feature = "cuda"))]
+    use crate::ops::testing::on_gpu;
+    use crate::ops::testing::{device, on_each_device};
     use crate::rng::{Stream, uniform};
+    #[cfg(any(emulation, feature = "cuda"))]
+    use half::bf16;
 
     fn draws(kind: u64, n: usize) -> Vec<f32> {
         (0..n).map(|i| uniform(1, Stream::Data, [kind, i as u64, 0, 0]) as f32 - 0.5).collect()
+    }
+
+    fn weight(n: usize) -> Weight {
+        Weight::trainable(Tensor::new(draws(0, n), &device()).expect("fits")).expect("fits")
+    }
+
+    /// One update with the gradient of step `t`.
+    fn update(optimizer: &mut AdamW, weight: &Weight, t: u64, (lr, grad_scale): (f64, f64)) {
+        let grad = weight.grad().expect("trainable");
+        let new = Tensor::new(draws(t, grad.elem_count()), &device()).expect("fits");
+        storage::copy(grad, &new).expect("the same shape");
+        let step = optimizer.begin_step(lr, grad_scale);
+        optimizer.update(0, weight, &step).expect("the same shape");
     }
 
     /// The same formula in f64, written the plain way.
@@ -180,25 +245,44 @@ mod tests {
 
     #[test]
     fn matches_the_formula_in_f64() {
-        for n in [1, 7, 33, 100] {
-            for decayed in [false, true] {
+        on_each_device(|| {
+            for (n, decayed) in [(1, false), (7, true), (33, false), (100, true)] {
                 let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
-                let mut optimizer = AdamW::new(config, [(n, decayed)]);
-                let mut theta = draws(0, n);
-                let mut expected: Vec<f64> = theta.iter().copied().map(f64::from).collect();
+                let weight = weight(n);
+                let mut optimizer = AdamW::new(config, [(weight.value(), decayed)]).expect("fits");
+                let mut expected: Vec<f64> = draws(0, n).into_iter().map(f64::from).collect();
                 let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
                 for t in 1..=20 {
-                    let grad = draws(t, n);
-                    let step = optimizer.begin_step(0.01, 0.5);
-                    optimizer.update(0, &mut theta, &grad, &step);
-                    reference(&mut expected, &mut m, &mut v, &grad, t as i32, if decayed { 0.1 } else { 0.0 });
+                    update(&mut optimizer, &weight, t, (0.01, 0.5));
+                    reference(&mut expected, &mut m, &mut v, &draws(t, n), t as i32, if decayed { 0.1 } else { 0.0 });
                 }
                 assert_eq!(optimizer.step, 20);
-                for (got, expected) in theta.iter().zip(&expected) {
+                for (got, expected) in weight.value().to_vec1::<f32>().expect("f32").iter().zip(&expected) {
                     assert!((f64::from(*got) - expected).abs() < 1e-6, "{got} {expected}");
                 }
             }
-        }
+            Ok(())
+        })
+        .expect("runs");
+    }
+
+    /// A bf16 weight is the rounded master, which moves as an f32 weight does.
+    #[cfg(any(emulation, feature = "cuda"))]
+    #[test]
+    fn masters_are_updated_in_f32() {
+        on_gpu(|| {
+            let (plain, mixed) = (weight(33), weight(33));
+            let mixed = Weight::trainable_as(mixed.value().clone(), DType::BF16).expect("fits");
+            for weight in [&plain, &mixed] {
+                let parameters = [(weight.master(), true)];
+                let mut optimizer = AdamW::new(AdamWConfig::default(), parameters).expect("fits");
+                (1..=5).for_each(|t| update(&mut optimizer, weight, t, (0.01, 1.0)));
+            }
+            let master = mixed.master().to_vec1::<f32>().expect("f32");
+            assert_eq!(master, plain.value().to_vec1::<f32>().expect("f32"));
+            let rounded: Vec<bf16> = master.into_iter().map(bf16::from_f32).collect();
+            assert_eq!(mixed.value().to_vec1::<bf16>().expect("bf16"), rounded);
+        });
     }
 
     #[test]
@@ -207,13 +291,11 @@ mod tests {
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let mut optimizer = AdamW::new(AdamWConfig::default(), [(n, true)]);
-                let mut theta = draws(0, n);
-                for t in 1..=3 {
-                    let step = optimizer.begin_step(1e-3, 1.0);
-                    optimizer.update(0, &mut theta, &draws(t, n), &step);
-                }
-                (theta, optimizer)
+                let weight = weight(n);
+                let mut optimizer = AdamW::new(AdamWConfig::default(), [(weight.value(), true)]).expect("fits");
+                (1..=3).for_each(|t| update(&mut optimizer, &weight, t, (1e-3, 1.0)));
+                let all = [weight.value(), &optimizer.m[0], &optimizer.v[0]];
+                all.map(|tensor| tensor.to_vec1::<f32>().expect("f32"))
             })
         };
         let one = run(1);

@@ -1,11 +1,12 @@
 //! The global norm of the gradient and the factor that bounds it.
 
 use super::CHUNK;
+use crate::ops::gpu::{self, Buffer, Launch, arg};
+use crate::ops::math::LANES;
 use crate::ops::simd::kernel;
+use crate::ops::storage::mat;
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
-
-/// Partial sums a chunk is added up in: fixed, so that the width of the processor's vectors does not show.
-const LANES: usize = 16;
 
 /// The sum of the squares of a gradient, in f64.
 ///
@@ -29,10 +30,32 @@ kernel! {
     }
 }
 
-/// The L2 norm over all gradients together: the metric `grad_norm`. Not finite if any element is not.
-#[must_use]
-pub fn compute_grad_norm<'a>(grads: impl IntoIterator<Item = &'a [f32]>) -> f64 {
-    grads.into_iter().map(sum_of_squares).sum::<f64>().sqrt()
+/// Blocks that sum a gradient on a GPU.
+const BLOCKS: usize = 256;
+
+/// The L2 norm over all gradients together, f32 on one device: the metric `grad_norm`. Not finite if any element is not.
+///
+/// # Errors
+/// Fails for gradients that are not f32.
+pub fn compute_grad_norm(grads: &[&Tensor]) -> Result<f64> {
+    let mut squares = 0.0;
+    if let Some(gpu) = grads.first().and_then(|grad| gpu::of(grad)) {
+        let partial: Buffer = gpu.buffer::<f64>(grads.len() * BLOCKS)?;
+        for (index, grad) in grads.iter().enumerate() {
+            let flat = grad.flatten_all()?;
+            let (values, count) = (gpu.view(&flat)?.matrix.data, flat.elem_count() as u64);
+            let sums = partial.at(index * BLOCKS, size_of::<f64>());
+            gpu.launch("sum_of_squares", Launch::blocks(BLOCKS), &[arg(&values), arg(&count), arg(&sums)])?;
+        }
+        squares = gpu.download::<f64>(&partial, grads.len() * BLOCKS)?.iter().sum();
+    } else {
+        for grad in grads {
+            let flat = grad.flatten_all()?;
+            let (storage, layout) = flat.storage_and_layout();
+            squares += sum_of_squares(mat(&storage, layout)?.data);
+        }
+    }
+    Ok(squares.sqrt())
 }
 
 /// What every gradient is multiplied by: `min(1, max_norm / (norm + 1e-6))`, as torch's `clip_grad_norm_`.
@@ -48,12 +71,19 @@ pub fn clip_factor(norm: f64, max_norm: Option<f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::testing::{device, on_each_device};
     use crate::rng::{Stream, uniform};
 
     #[test]
     fn norm_is_that_of_all_gradients_together() {
-        assert!((compute_grad_norm([[3.0f32].as_slice(), &[0.0, 4.0], &[]]) - 5.0).abs() < 1e-12);
-        assert!(compute_grad_norm([[f32::NAN].as_slice(), &[1.0]]).is_nan());
+        on_each_device(|| {
+            let tensor = |values: &[f32]| Tensor::new(values, &device()).unwrap();
+            let norm = |a: &[f32], b: &[f32]| compute_grad_norm(&[&tensor(a), &tensor(b)]).unwrap();
+            assert!((norm(&[3.0], &[0.0, 4.0]) - 5.0).abs() < 1e-12);
+            assert!(norm(&[f32::NAN], &[1.0]).is_nan());
+            Ok(())
+        })
+        .expect("runs");
         let grad: Vec<f32> = (0..1001).map(|i| uniform(3, Stream::Data, [0, i, 0, 0]) as f32).collect();
         let plain: f64 = grad.iter().map(|g| f64::from(*g).powi(2)).sum();
         assert!((sum_of_squares(&grad) - plain).abs() < 1e-10);
@@ -64,7 +94,7 @@ mod tests {
         let grad: Vec<f32> = (0..5 * CHUNK as u64 + 3).map(|i| uniform(4, Stream::Data, [0, i, 0, 0]) as f32).collect();
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| compute_grad_norm([grad.as_slice()])).to_bits()
+            pool.install(|| sum_of_squares(&grad)).to_bits()
         };
         assert_eq!(run(1), run(2));
         assert_eq!(run(1), run(3));

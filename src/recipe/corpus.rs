@@ -88,13 +88,13 @@ pub struct PerplexityOptions {
 /// Fails where model or text cannot be read, where the model's tokenizer lacks characters of the text, and for blocks
 /// beyond its context.
 pub fn perplexity(settings: &RunConfig, options: &PerplexityOptions) -> Result<Perplexity, RecipeError> {
-    let device = check_device(settings)?;
+    let compute = check_device(settings)?;
     let model = load_model(&settings.model, settings.revision.as_deref(), settings.offline, None)?;
     let context = model.config.max_position_embeddings;
     let block_size = options.block_size.unwrap_or(context.min(MAX_DEFAULT_BLOCK));
     check_block_size(block_size, &model)?;
     let ids = tokenize(&options.data, &load_text(&options.data)?.text, &model.tokenizer)?;
-    let (decoder, _) = model.decoder(&device, false)?;
+    let (decoder, _) = model.decoder(&compute, false)?;
     let found = compute_perplexity(&decoder, &ids, block_size, settings.max_tokens_per_micro_batch)?;
     let (path, tokens) = (options.data.clone(), ids.len());
     found.ok_or(RecipeError::TooShort { path, part: "evaluated", tokens, block_size: 1 })

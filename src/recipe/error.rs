@@ -4,7 +4,7 @@ use super::parts::PromptLimit;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
-use crate::device::DeviceError;
+use crate::device::{self, DeviceError};
 use crate::error::{Diagnose, Exit};
 use crate::eval::EvalError;
 use crate::hub::HubError;
@@ -31,8 +31,8 @@ pub enum RecipeError {
     #[error("the tokenizer has {tokenizer} tokens and the model's embedding only {model}")]
     Vocabulary { tokenizer: usize, model: usize },
     /// A number format that the device does not compute in.
-    #[error("dtype = \"bf16\" needs a CUDA device")]
-    Dtype,
+    #[error("dtype = \"{dtype}\" needs a CUDA device")]
+    Dtype { dtype: &'static str },
     /// A block does not fit into the model's context.
     #[error("block_size = {block_size} is more than the model's context of {context} tokens")]
     BlockSize { block_size: usize, context: usize },
@@ -124,6 +124,13 @@ impl RecipeError {
 
 impl Diagnose for RecipeError {
     fn hint(&self) -> Option<String> {
+        if let Self::Tensor(error) = self {
+            return device::hint(
+                error,
+                "The model does not fit: `candlewick train --dry-run` estimates what a run takes; `beta = 0` saves the \
+                 reference model.",
+            );
+        }
         let text = match self {
             Self::NoRows { limit: PromptLimit::Context { .. }, .. } => {
                 "Shorten the prompts, or take a model with a longer context."
@@ -131,7 +138,7 @@ impl Diagnose for RecipeError {
             Self::NoRows { limit: PromptLimit::Setting(_), .. } => "Raise `max_prompt_length`, or shorten the prompts.",
             Self::NoExamples { .. } => "Raise `max_prompt_length` and `max_completion_length`.",
             Self::Vocabulary { .. } => "Take tokenizer and weights from the same model.",
-            Self::Dtype => "Leave `dtype` at \"auto\", which is f32 on the CPU.",
+            Self::Dtype { .. } => "Leave `dtype` at \"auto\", which is f32 on the CPU.",
             Self::BlockSize { .. } | Self::SamplePrompt { .. } => {
                 "Set it to at most the context, or take a model with a longer one."
             }
@@ -155,7 +162,7 @@ impl Diagnose for RecipeError {
             | Self::TooShort { .. }
             | Self::MissingCharacters { .. }
             | Self::Conversation { .. } => Exit::Data,
-            Self::Dtype
+            Self::Dtype { .. }
             | Self::BlockSize { .. }
             | Self::SamplePrompt { .. }
             | Self::ForeignFolder { .. }

@@ -121,7 +121,7 @@ pub fn evaluate(
     observer: &mut dyn Observer,
 ) -> Result<Evaluation, RecipeError> {
     let (started, clock) = (jiff::Zoned::now(), Instant::now());
-    let device = check_device(settings)?;
+    let compute = check_device(settings)?;
     let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
     let model = load_model(&settings.model, revision, settings.offline, template)?;
     let mut data = load_data(&options.data, settings, RowKind::Prompt)?;
@@ -140,7 +140,7 @@ pub fn evaluate(
         slots: settings.rollout_slots,
         seed: settings.seed,
     };
-    let (decoder, _) = model.decoder(&device, false)?;
+    let (decoder, _) = model.decoder(&compute, false)?;
     let samples = run_eval(&decoder, &model.tokenizer, &prompts, &rewards, &grader, &config, observer)?;
     let names: Vec<String> = rewards.names().map(str::to_owned).collect();
     let Some(figures) = compute_figures(&samples, &names) else {

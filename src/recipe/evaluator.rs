@@ -6,6 +6,7 @@ use super::parts::{LoadedModel, PromptLimit, load_data, load_model, prepare, sam
 use super::start::TrainingData;
 use crate::config::RunConfig;
 use crate::data::RowKind;
+use crate::device::Compute;
 use crate::eval::{EvalConfig, Grader, compute_perplexity, run_eval, summarize};
 use crate::model::Decoder;
 use crate::reward::WeightedRewards;
@@ -13,7 +14,6 @@ use crate::rollout::{Engine, RolloutRequest, SamplingConfig};
 use crate::telemetry::{EvalFigures, StepMetrics};
 use crate::text::{StopRules, Tokenizer};
 use crate::trainer::{Evaluated, LoggedCompletion, TrainError};
-use candle_core::Device;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -155,8 +155,8 @@ impl Writer {
 }
 
 /// Reads a written model folder back and evaluates that.
-pub(super) fn evaluate_folder(folder: &Path, device: &Device, evaluate: &Evaluator) -> Result<Evaluated, TrainError> {
+pub(super) fn evaluate_folder(folder: &Path, compute: &Compute, evaluate: &Evaluator) -> Result<Evaluated, TrainError> {
     let model = load_model(&folder.to_string_lossy(), None, true, None).map_err(TrainError::other)?;
-    let (decoder, _) = model.decoder(device, false).map_err(TrainError::other)?;
+    let (decoder, _) = model.decoder(compute, false).map_err(TrainError::other)?;
     evaluate(&decoder)
 }

@@ -40,7 +40,7 @@ pub fn generate(
     options: &GenerateOptions,
     show: &mut dyn FnMut(&str),
 ) -> Result<Completion, RecipeError> {
-    let device = check_device(settings)?;
+    let compute = check_device(settings)?;
     let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
     let model = load_model(&settings.model, revision, settings.offline, template)?;
     let prompt = if options.chat {
@@ -52,7 +52,7 @@ pub fn generate(
         Prompt::Text(options.prompt.clone())
     };
     let rendered = model.renderer(settings).render(&prompt)?;
-    let (decoder, _) = model.decoder(&device, false)?;
+    let (decoder, _) = model.decoder(&compute, false)?;
     let stop = model.stop_rules(&settings.stop, settings.max_completion_length);
     let engine = Engine {
         decoder: &decoder,

@@ -1,7 +1,7 @@
 //! How much memory a run will take, and what is done where that is more than there is.
 
 use crate::config::RunConfig;
-use crate::device::available_memory;
+use crate::device::Compute;
 use crate::model::{KvCache, ModelConfig};
 use crate::rollout::CacheShape;
 use serde::Serialize;
@@ -31,31 +31,40 @@ impl Memory {
     /// The estimate of a run whose micro-batches have `tokens` tokens. Where the settings leave `gradient_checkpointing`
     /// open, it is on if the memory that is free now would not do without it; it changes no result.
     #[must_use]
-    pub fn of_run(settings: &RunConfig, config: &ModelConfig, tokens: usize, longest_prompt: usize) -> Self {
-        let estimate = |checkpointing| Self::estimate(settings, config, tokens, longest_prompt, checkpointing);
+    pub fn of_run(
+        settings: &RunConfig,
+        config: &ModelConfig,
+        compute: &Compute,
+        tokens: usize,
+        longest_prompt: usize,
+    ) -> Self {
+        let estimate =
+            |checkpointing| Self::estimate(settings, config, compute, (tokens, longest_prompt), checkpointing);
         let chosen = settings.gradient_checkpointing.unwrap_or_else(|| {
-            let free = available_memory().unwrap_or(usize::MAX);
+            let free = compute.available_memory().unwrap_or(usize::MAX);
             estimate(false).peak() > free
         });
         estimate(chosen)
     }
 
-    /// Everything is f32.
+    /// Masters, gradients and moments are f32; the rest has the format that the model computes in.
     fn estimate(
         settings: &RunConfig,
         config: &ModelConfig,
-        tokens: usize,
-        longest_prompt: usize,
+        compute: &Compute,
+        (tokens, longest_prompt): (usize, usize),
         gradient_checkpointing: bool,
     ) -> Self {
         const F32: usize = 4;
-        let weights = F32 * config.num_parameters();
+        let size = compute.dtype.size_in_bytes();
+        let masters = F32 * config.num_parameters();
+        let rounded = if size == F32 { 0 } else { size * config.num_parameters() };
         let kv_width = config.num_key_value_heads * config.head_dim;
         let q_width = config.num_attention_heads * config.head_dim;
         let prompts = settings.prompts_per_optimizer_step();
         let counts = (prompts, prompts.saturating_mul(settings.num_generations));
         let limit = settings.max_completion_length;
-        let cache = CacheShape::new(config, settings.rollout_slots, counts, longest_prompt, limit);
+        let cache = CacheShape::new((config, compute.dtype), settings.rollout_slots, counts, longest_prompt, limit);
         // What a layer keeps for its backward pass: its input, the sum after attention, q, k, v, the attended values,
         // the gate and up projections.
         let layer = 2 * config.hidden_size + 2 * q_width + 2 * kv_width + 2 * config.intermediate_size;
@@ -66,13 +75,13 @@ impl Memory {
         };
         let samples = settings.samples_completions();
         Self {
-            weights,
-            gradients: weights,
-            moments: 2 * weights,
-            reference: if settings.resolved_beta() > 0.0 { weights } else { 0 },
-            packed_weights: if samples { weights } else { 0 },
-            kv_cache: if samples { KvCache::bytes(config, cache.rows()) } else { 0 },
-            activations: (F32 * kept).saturating_mul(tokens),
+            weights: masters + rounded,
+            gradients: masters,
+            moments: 2 * masters,
+            reference: if settings.resolved_beta() > 0.0 { size * config.num_parameters() } else { 0 },
+            packed_weights: if samples && compute.device.is_cpu() { masters } else { 0 },
+            kv_cache: if samples { KvCache::bytes(config, compute.dtype, cache.rows()) } else { 0 },
+            activations: (size * kept).saturating_mul(tokens),
             gradient_checkpointing,
         }
     }
@@ -104,7 +113,7 @@ mod tests {
         let config = ModelConfig::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap();
         let of_run = |gradient_checkpointing, tokens| {
             let settings = RunConfig { gradient_checkpointing, ..RunConfig::default() };
-            Memory::of_run(&settings, &config, tokens, 64)
+            Memory::of_run(&settings, &config, &Compute::cpu(), tokens, 64)
         };
         assert!(!of_run(None, 1).gradient_checkpointing);
         let (few, many) = (of_run(None, 1 << 40), of_run(Some(false), 1 << 40));

@@ -3,6 +3,7 @@
 use super::RecipeError;
 use crate::config::{Algorithm, ComputeDtype, EvalGrader, RunConfig};
 use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
+use crate::device::{self, Compute};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
 use crate::model::{Decoder, ModelConfig, Params, SavedDtype, init_weights, load_weights};
@@ -10,7 +11,7 @@ use crate::reward::{ExactMatch, LastInteger, WeightedRewards};
 use crate::rollout::SamplingConfig;
 use crate::text::{ChatTemplate, PromptRenderer, StopRules, Tokenizer, eos_set};
 use crate::trainer::{ExampleConfig, PreparedPrompts};
-use candle_core::Device;
+use candle_core::DType;
 use std::path::Path;
 
 /// A model folder without its weights: everything that is cheap to read and worth checking first.
@@ -55,18 +56,18 @@ impl LoadedModel {
     ///
     /// # Errors
     /// Fails where the weight files are damaged or not those of the configuration.
-    pub fn decoder(&self, device: &Device, trainable: bool) -> Result<(Decoder, SavedDtype), RecipeError> {
-        let (tensors, dtype) = load_weights(&self.resolved.folder, &self.config)?;
-        let params = Params::new(tensors, device, trainable)?;
-        Ok((Decoder::new(self.config.clone(), params)?, dtype))
+    pub fn decoder(&self, compute: &Compute, trainable: bool) -> Result<(Decoder, SavedDtype), RecipeError> {
+        let (tensors, saved) = load_weights(&self.resolved.folder, &self.config)?;
+        let params = Params::new(tensors, compute, trainable)?;
+        Ok((Decoder::new(self.config.clone(), params)?, saved))
     }
 
     /// A decoder with weights drawn from the seed; with `trainable`, they get gradient buffers.
     ///
     /// # Errors
     /// Fails where the tensors cannot be allocated.
-    pub fn random_decoder(&self, seed: u64, device: &Device, trainable: bool) -> Result<Decoder, RecipeError> {
-        let params = Params::new(init_weights(&self.config, seed), device, trainable)?;
+    pub fn random_decoder(&self, seed: u64, compute: &Compute, trainable: bool) -> Result<Decoder, RecipeError> {
+        let params = Params::new(init_weights(&self.config, seed), compute, trainable)?;
         Ok(Decoder::new(self.config.clone(), params)?)
     }
 
@@ -210,11 +211,18 @@ pub(super) fn example_config(settings: &RunConfig, model: &LoadedModel) -> Examp
 }
 
 /// Refuses what the device cannot do.
-pub(super) fn check_device(settings: &RunConfig) -> Result<Device, RecipeError> {
-    crate::device::set_threads(settings.threads)?;
-    let device = crate::device::open(settings.device)?;
-    if settings.dtype == ComputeDtype::Bf16 && device.is_cpu() {
-        return Err(RecipeError::Dtype);
+pub(super) fn check_device(settings: &RunConfig) -> Result<Compute, RecipeError> {
+    device::set_threads(settings.threads)?;
+    let device = device::open(settings.device)?;
+    let for_gpu = matches!(settings.dtype, ComputeDtype::Bf16 | ComputeDtype::Tf32);
+    if for_gpu && device.is_cpu() {
+        return Err(RecipeError::Dtype { dtype: settings.dtype.name() });
     }
-    Ok(device)
+    device::allow_tf32(settings.dtype == ComputeDtype::Tf32);
+    let dtype = match settings.dtype {
+        ComputeDtype::Auto if device.is_cpu() => DType::F32,
+        ComputeDtype::Auto | ComputeDtype::Bf16 => DType::BF16,
+        ComputeDtype::F32 | ComputeDtype::Tf32 => DType::F32,
+    };
+    Ok(Compute { device, dtype })
 }

@@ -56,7 +56,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     settings.check()?;
     settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let (rewards, grader) = graders(settings, None)?;
-    check_device(settings)?;
+    let compute = check_device(settings)?;
     let Start { model, data, .. } = Start::new(settings)?;
     let path = Path::new(&settings.train_file);
     // The evaluation's data are checked as the run would; nothing is evaluated.
@@ -107,7 +107,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         max_steps: max_steps(settings, rows),
         max_tokens_per_step,
         max_micro_batches: max_tokens_per_step.div_ceil(budget),
-        memory: Memory::of_run(settings, &model.config, max_tokens_per_step.min(budget), longest_prompt),
+        memory: Memory::of_run(settings, &model.config, &compute, max_tokens_per_step.min(budget), longest_prompt),
         first_prompt,
         first_prompt_ids,
     })

@@ -11,6 +11,7 @@ use crate::checkpoint::{
     TrainingState, base_license, export_model, model_card, require_compatible, verify,
 };
 use crate::config::{Algorithm, Init, Resume, RewardConfig, RunConfig, SaveDtype};
+use crate::device::Compute;
 use crate::io::{DirLock, sha256_file, write_atomic};
 use crate::model::{Params, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
@@ -21,7 +22,6 @@ use crate::trainer::{
     ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, TrainError, Trainer, restore, restore_reference,
     stop::StopSignal,
 };
-use candle_core::Device;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -60,7 +60,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let run_config = run_config.unwrap_or_else(|| settings.to_toml());
     let (rewards, grader) = graders(settings, own.as_ref())?;
     let started = Instant::now();
-    let device = check_device(settings)?;
+    let compute = check_device(settings)?;
     let Start { mut model, data, base } = Start::new(settings)?;
     let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
     let _lock = DirLock::acquire(&settings.output_dir)?;
@@ -72,8 +72,8 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
     }
 
-    let (mut method, max_steps) = method(settings, &model, data, rewards, &device)?;
-    let (mut policy, base_dtype) = policy(settings, &model, max_steps, &device)?;
+    let (mut method, max_steps) = method(settings, &model, data, rewards, &compute)?;
+    let (mut policy, base_dtype) = policy(settings, &model, max_steps, &compute)?;
     let mut state = TrainingState::start(identity.clone());
     let mut history = TrainerState::new();
     let mut kept = None;
@@ -121,7 +121,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     if outcome == Outcome::Finished {
         let finish = |folder: &Path| {
             let found =
-                evaluate.as_ref().map(|evaluate| evaluate_folder(folder, &device, evaluate.as_ref())).transpose()?;
+                evaluate.as_ref().map(|evaluate| evaluate_folder(folder, &compute, evaluate.as_ref())).transpose()?;
             let card = card(settings, &model, &trainer.state, found.as_ref().map(|found| found.figures));
             write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
             Ok(found)
@@ -221,17 +221,33 @@ fn policy(
     settings: &RunConfig,
     model: &LoadedModel,
     max_steps: u64,
-    device: &Device,
+    compute: &Compute,
 ) -> Result<(Policy, SavedDtype), RecipeError> {
     // Before anything is loaded: what is free now must hold all of it.
-    let memory =
-        Memory::of_run(settings, &model.config, settings.max_tokens_per_micro_batch, settings.max_prompt_length);
+    let memory = Memory::of_run(
+        settings,
+        &model.config,
+        compute,
+        settings.max_tokens_per_micro_batch,
+        settings.max_prompt_length,
+    );
     if settings.gradient_checkpointing.is_none() && memory.gradient_checkpointing {
         tracing::info!("gradient_checkpointing is on: the memory that is free would not do without it");
     }
+    if let Some(free) = compute.available_memory().filter(|free| memory.peak() > *free) {
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        tracing::warn!(
+            "the run is estimated at {:.1} GiB, and {:.1} GiB are free: lower `max_tokens_per_micro_batch` (activations, \
+             {:.1} GiB) or `rollout_slots` (sampling, {:.1} GiB), or take a smaller model",
+            gib(memory.peak()),
+            gib(free),
+            gib(memory.activations),
+            gib(memory.rollout())
+        );
+    }
     let (decoder, dtype) = match settings.resolved_init() {
-        Init::Pretrained => model.decoder(device, true)?,
-        Init::Random => (model.random_decoder(settings.seed, device, true)?, SavedDtype::F32),
+        Init::Pretrained => model.decoder(compute, true)?,
+        Init::Random => (model.random_decoder(settings.seed, compute, true)?, SavedDtype::F32),
     };
     let config = PolicyConfig {
         adamw: AdamWConfig {
@@ -249,7 +265,7 @@ fn policy(
         max_grad_norm: Some(settings.max_grad_norm),
         gradient_checkpointing: memory.gradient_checkpointing,
     };
-    Ok((Policy::new(decoder, config), dtype))
+    Ok((Policy::new(decoder, config)?, dtype))
 }
 
 fn save_dtype(settings: &RunConfig, base: SavedDtype) -> SavedDtype {
@@ -264,7 +280,7 @@ fn save_dtype(settings: &RunConfig, base: SavedDtype) -> SavedDtype {
 fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
     Box::new(move |folder: &Path, params: &Params| {
         let specs: Vec<(&str, &[usize])> = params.iter().map(|p| (p.name.as_str(), p.weight.value().dims())).collect();
-        let values: Vec<_> = params.iter().map(|p| p.weight.value()).collect();
+        let values: Vec<_> = params.iter().map(|p| p.weight.master()).collect();
         let data = |index: usize| Ok::<_, TrainError>(Cow::Owned(values[index].flatten_all()?.to_vec1::<f32>()?));
         export_model(folder, &base, &specs, data, dtype, SHARD_BYTES)
     })

@@ -4,13 +4,14 @@
 //! slot. A completion's last token is never run, so a rollout runs exactly the prompts' tokens plus the completions'
 //! tokens minus one a completion.
 
-use super::sampler::{SamplingConfig, sample_token};
+use super::sampler::{SamplingConfig, sample_on_gpu, sample_token};
 use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
 use crate::device::available_memory;
 use crate::model::{Decoder, DecodingModel, KvCache, ModelConfig, NewTokens};
 use crate::ops::attention::Context;
 use crate::rng::{self, Stream};
 use crate::text::{FinishReason, StopRules, StopState, Tokenizer};
+use candle_core::{DType, Tensor};
 use std::collections::VecDeque;
 
 /// Bytes that the cache may take when the number of slots is left to the engine.
@@ -84,8 +85,8 @@ impl Observer for () {}
 /// A prompt whose keys and values are in the cache.
 struct Prefilled {
     block: usize,
-    /// Logits come from the last token's hidden state: `[D]`.
-    last_hidden: Vec<f32>,
+    /// Logits come from the last token's hidden state: `[1, D]`.
+    last_hidden: Tensor,
     unfinished: usize,
 }
 
@@ -117,14 +118,14 @@ impl CacheShape {
     /// For `completions` completions of `prompts` prompts of at most `longest_prompt` tokens; `slots` as in [`Engine`].
     #[must_use]
     pub fn new(
-        config: &ModelConfig,
+        (config, dtype): (&ModelConfig, DType),
         slots: usize,
         (prompts, completions): (usize, usize),
         longest_prompt: usize,
         max_completion_length: usize,
     ) -> Self {
         let completion_rows = max_completion_length.min(config.max_position_embeddings).saturating_sub(1);
-        let bytes = KvCache::bytes(config, longest_prompt + completion_rows).max(1);
+        let bytes = KvCache::bytes(config, dtype, longest_prompt + completion_rows).max(1);
         let slots = if slots == 0 { (AUTO_CACHE_BYTES / bytes).max(1) } else { slots }.min(completions);
         Self { slots, prompt_blocks: slots.min(prompts), prompt_rows: longest_prompt, completion_rows }
     }
@@ -140,7 +141,8 @@ impl CacheShape {
 struct Run<'a, 'e> {
     engine: &'e Engine<'a>,
     requests: &'e [RolloutRequest],
-    model: DecodingModel<'a>,
+    /// The model laid out for decoding; `None` on a GPU, where it is run as it is.
+    model: Option<DecodingModel<'a>>,
     cache: KvCache,
     shape: CacheShape,
     free_blocks: Vec<usize>,
@@ -215,14 +217,18 @@ impl<'a, 'e> Run<'a, 'e> {
         let longest_prompt = requests.iter().map(|r| r.prompt_ids.len()).max().unwrap_or(0);
         let (counts, limit) = ((requests.len(), total), engine.stop.max_completion_length);
         let config = engine.decoder.config();
-        let shape = CacheShape::new(config, engine.slots, counts, longest_prompt, limit);
+        let shape = CacheShape::new((config, engine.decoder.dtype()), engine.slots, counts, longest_prompt, limit);
         // A copy of the weights makes decoding faster; it must not be what breaks a run.
         let has_room = available_memory().is_none_or(|free| 4 * config.num_parameters() < free / 2);
         let waiting = requests.iter().enumerate().flat_map(|(r, q)| (0..q.num_generations).map(move |c| (r, c)));
         Ok(Self {
             engine,
             requests,
-            model: DecodingModel::new(engine.decoder, has_room)?,
+            model: engine
+                .decoder
+                .runs_in_threads()
+                .then(|| DecodingModel::new(engine.decoder, has_room))
+                .transpose()?,
             cache: engine.decoder.new_cache(shape.rows())?,
             shape,
             free_blocks: (0..shape.prompt_blocks).rev().collect(),
@@ -294,7 +300,7 @@ impl<'a, 'e> Run<'a, 'e> {
         let hidden = self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?;
         self.stats.tokens_forwarded += ids.len();
         for (request, block, last) in lasts {
-            let last_hidden = hidden.get(last)?.to_vec1()?;
+            let last_hidden = hidden.narrow(0, last, 1)?.copy()?;
             let unfinished = self.requests[request].num_generations;
             self.prefilled[request] = Some(Prefilled { block, last_hidden, unfinished });
         }
@@ -303,7 +309,7 @@ impl<'a, 'e> Run<'a, 'e> {
 
     /// The hidden state that each active completion's next token is drawn from, `[A, D]`: the first `moving` run their
     /// last token, the others have just got their slot.
-    fn next_hidden(&mut self, active: &[Active], moving: usize) -> Result<Vec<f32>, RolloutError> {
+    fn next_hidden(&mut self, active: &[Active], moving: usize) -> Result<Tensor, RolloutError> {
         let mut hidden = Vec::new();
         if moving > 0 {
             let (mut ids, mut positions, mut rows, mut contexts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -316,13 +322,20 @@ impl<'a, 'e> Run<'a, 'e> {
                 rows.push((own + a.ids.len() - 1) as u32);
                 contexts.push(Context { prefix: prefix..prefix + prompt_len, own: own..own + a.ids.len() });
             }
-            let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
-            hidden = self.model.forward(tokens, &mut self.cache)?;
+            hidden.push(if let Some(model) = &mut self.model {
+                let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
+                model.forward(tokens, &mut self.cache)?
+            } else {
+                self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?
+            });
             self.stats.tokens_forwarded += ids.len();
         }
         let starting = active[moving..].iter().filter_map(|a| self.prefilled[a.request].as_ref());
-        starting.for_each(|prompt| hidden.extend_from_slice(&prompt.last_hidden));
-        Ok(hidden)
+        hidden.extend(starting.map(|prompt| prompt.last_hidden.clone()));
+        if let [hidden] = &hidden[..] {
+            return Ok(hidden.clone());
+        }
+        Ok(Tensor::cat(&hidden, 0)?)
     }
 
     fn slot_row(&self, slot: usize) -> usize {
@@ -333,22 +346,30 @@ impl<'a, 'e> Run<'a, 'e> {
     fn sample(
         &mut self,
         active: &mut [Active],
-        hidden: &[f32],
+        hidden: &Tensor,
         observer: &mut dyn Observer,
     ) -> Result<(), RolloutError> {
         let (engine, requests) = (self.engine, self.requests);
         let waiting: &[Active] = active;
-        let drawn = self.model.map_logits(hidden, |row, z| {
-            let a = &waiting[row];
+        let draw = |a: &Active| {
             let request = &requests[a.request];
             let completion = request.first_completion + a.completion as u64;
             let at = [engine.step, request.prompt, completion, a.ids.len() as u64];
-            let draw = rng::uniform(engine.seed, Stream::Sampling, at);
-            let has_penalty = engine.sampling.has_penalty();
-            let seen: Vec<u32> =
-                if has_penalty { request.prompt_ids.iter().chain(&a.ids).copied().collect() } else { Vec::new() };
-            sample_token(z, &engine.sampling, &seen, draw)
-        })?;
+            rng::uniform(engine.seed, Stream::Sampling, at)
+        };
+        let seen = |a: &Active| {
+            let ids = requests[a.request].prompt_ids.iter().chain(&a.ids).copied();
+            if engine.sampling.has_penalty() { ids.collect() } else { Vec::new() }
+        };
+        let drawn = if let Some(model) = &self.model {
+            model.map_logits(hidden, |row, z| {
+                sample_token(z, &engine.sampling, &seen(&waiting[row]), draw(&waiting[row]))
+            })?
+        } else {
+            let seen: Vec<Vec<u32>> = waiting.iter().map(seen).collect();
+            let draws: Vec<f64> = waiting.iter().map(draw).collect();
+            sample_on_gpu(engine.decoder, hidden, &engine.sampling, &seen, &draws)?
+        };
         for (a, drawn) in active.iter_mut().zip(drawn) {
             let Some((id, logprob)) = drawn else {
                 return Err(RolloutError::NonFinite { prompt: requests[a.request].prompt });

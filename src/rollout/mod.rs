@@ -6,11 +6,14 @@
 //! Rewards, and what is learned from a completion, are elsewhere.
 
 pub mod engine;
+#[cfg(all(test, any(emulation, feature = "cuda")))]
+mod gpu_tests;
 pub mod sampler;
 
 pub use engine::{CacheShape, Engine, Observer, RolloutProgress, RolloutStats, Sampled};
 pub use sampler::{SamplingConfig, sample_token};
 
+use crate::device;
 use crate::error::{Diagnose, Exit};
 use crate::text::{FinishReason, TextError};
 
@@ -91,7 +94,12 @@ impl Diagnose for RolloutError {
                 "The weights are damaged or have diverged: check the model folder, or lower `learning_rate`."
             }
             Self::Text(error) => return error.hint(),
-            Self::Tensor(_) => return None,
+            Self::Tensor(error) => {
+                return device::hint(
+                    error,
+                    "Halve `rollout_slots` (`--slots`) as often as it takes: no completion changes.",
+                );
+            }
         };
         Some(text.to_owned())
     }

@@ -3,7 +3,12 @@
 //! The transformations come in the order of transformers' generation: repetition penalty on the logits, temperature,
 //! top-k, top-p, min-p. The token is then found by inverting the cumulative distribution at one uniform draw.
 
-use crate::ops::head::{row_probabilities, scale_row};
+use crate::model::Decoder;
+use crate::ops::gpu::{self, Gpu, Launch, Plain, arg};
+use crate::ops::head::{logits, row_probabilities, scale_row};
+use crate::ops::storage::unset;
+use candle_core::{Result, Tensor, bail};
+use std::collections::BTreeSet;
 
 /// How tokens are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -189,9 +194,82 @@ fn invert(probabilities: impl Iterator<Item = (usize, f64)>, draw: f64) -> Optio
     last
 }
 
+/// The settings as `sampler.cu` reads them.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct OnGpu {
+    temperature: f32,
+    top_p: f32,
+    min_p: f32,
+    top_k: u32,
+}
+
+// SAFETY: numbers of four bytes, laid out as in C.
+unsafe impl Plain for OnGpu {}
+
+/// [`sample_token`] for hidden states on a GPU, `hidden [N, D]`, with the seen tokens and the draw of each row.
+///
+/// # Errors
+/// Fails where a tensor operation fails.
+pub fn sample_on_gpu(
+    decoder: &Decoder,
+    hidden: &Tensor,
+    config: &SamplingConfig,
+    seen: &[Vec<u32>],
+    draws: &[f64],
+) -> Result<Vec<Option<(u32, f32)>>> {
+    let z = logits(hidden, decoder.head())?;
+    sample_rows(&z, config, seen, draws)
+}
+
+fn sample_rows(
+    z: &Tensor,
+    config: &SamplingConfig,
+    seen: &[Vec<u32>],
+    draws: &[f64],
+) -> Result<Vec<Option<(u32, f32)>>> {
+    let Some(gpu) = gpu::of(z) else { bail!("expected logits on a GPU") };
+    let (rows, vocab_size) = z.dims2()?;
+    let scores =
+        if config.has_penalty() { penalize_on_gpu(&gpu, z, seen, config.repetition_penalty)? } else { z.clone() };
+    let (ids, logprobs) = (gpu.buffer::<u32>(rows)?, gpu.buffer::<f32>(rows)?);
+    let draws = gpu.upload(draws)?;
+    let pointers = (draws.pointer(), ids.pointer(), logprobs.pointer());
+    let settings = OnGpu {
+        temperature: config.temperature,
+        top_p: config.top_p,
+        min_p: config.min_p.unwrap_or(0.0),
+        top_k: config.top_k.min(vocab_size) as u32,
+    };
+    let (view, scores) = (gpu.view(z)?, gpu.view(&scores)?);
+    let args =
+        [arg(&view.matrix), arg(&scores.matrix), arg(&pointers.0), arg(&settings), arg(&pointers.1), arg(&pointers.2)];
+    gpu.launch("sample", Launch::blocks(rows), &args)?;
+    let (ids, logprobs) = (gpu.download::<u32>(&ids, rows)?, gpu.download::<f32>(&logprobs, rows)?);
+    Ok(ids.into_iter().zip(logprobs).map(|(id, logprob)| (id != u32::MAX).then_some((id, logprob))).collect())
+}
+
+fn penalize_on_gpu(gpu: &Gpu, z: &Tensor, seen: &[Vec<u32>], penalty: f32) -> Result<Tensor> {
+    let scores = unset(z.dim(0)?, z.dim(1)?, z)?;
+    let distinct: Vec<BTreeSet<u32>> = seen.iter().map(|ids| ids.iter().copied().collect()).collect();
+    let mut starts = vec![0];
+    starts.extend(distinct.iter().scan(0, |end, ids| {
+        *end += ids.len() as u32;
+        Some(*end)
+    }));
+    let ids: Vec<u32> = distinct.into_iter().flatten().collect();
+    let (starts, ids) = (gpu.upload(&starts)?, gpu.upload(&ids)?);
+    let (from, to, starts, ids) = (gpu.view(z)?, gpu.view(&scores)?, starts.pointer(), ids.pointer());
+    let args = [arg(&from.matrix), arg(&to.matrix), arg(&starts), arg(&ids), arg(&penalty)];
+    gpu.launch("penalize", Launch::blocks(z.dim(0)?), &args)?;
+    Ok(scores)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(any(emulation, feature = "cuda"))]
+    use crate::ops::testing::{device, on_gpu, random};
 
     const LOGITS: [f32; 5] = [1.0, 3.0, -2.0, 2.0, 0.0];
 
@@ -271,5 +349,56 @@ mod tests {
         assert!(sample_token(&mut [0.0, f32::NAN], &plain, &[], 0.5).is_none());
         assert!(sample_token(&mut [f32::NEG_INFINITY; 2], &plain, &[], 0.5).is_none());
         assert!(sample_token(&mut [], &plain, &[], 0.5).is_none());
+    }
+
+    /// The kernel for a GPU draws the token that the sampler on the CPU draws, for nearly every draw (the sums are
+    /// rounded differently), with the same log-prob.
+    #[cfg(any(emulation, feature = "cuda"))]
+    #[test]
+    fn draws_on_a_gpu_are_those_on_the_cpu() {
+        const ROWS: usize = 40;
+        const VOCABULARY: usize = 700;
+        let base = SamplingConfig::default();
+        let z = random(&[ROWS, VOCABULARY], 5).affine(3.0, 0.0).expect("f32");
+        // Some ties, and a token that cannot be drawn.
+        let mut rows = z.affine(4.0, 0.0).and_then(|z| z.round()?.affine(0.25, 0.0)?.to_vec2::<f32>()).expect("f32");
+        for row in &mut rows {
+            row[3] = f32::NEG_INFINITY;
+        }
+        let z = Tensor::new(rows.clone(), z.device()).expect("rows of one length");
+        let draws: Vec<f64> = (0..ROWS).map(|i| (i as f64 + 0.5) / ROWS as f64).collect();
+        let seen: Vec<Vec<u32>> = (0..ROWS as u32).map(|i| vec![i, 2 * i, 2 * i, 600]).collect();
+        for config in [
+            base,
+            SamplingConfig { temperature: 0.7, ..base },
+            SamplingConfig::greedy(),
+            SamplingConfig { top_k: 5, ..base },
+            SamplingConfig { top_k: 5000, ..base },
+            SamplingConfig { top_p: 0.5, ..base },
+            SamplingConfig { top_p: 1e-6, ..base },
+            SamplingConfig { min_p: Some(0.2), ..base },
+            SamplingConfig { top_k: 50, top_p: 0.9, min_p: Some(0.05), temperature: 1.5, ..base },
+            SamplingConfig { repetition_penalty: 1.3, ..base },
+        ] {
+            let on_device = || sample_rows(&z.to_device(&device())?, &config, &seen, &draws);
+            let found = on_gpu(on_device).expect("runs");
+            let expected = rows.iter().zip(&seen).zip(&draws);
+            let expected = expected.map(|((row, seen), draw)| sample_token(&mut row.clone(), &config, seen, *draw));
+            let mut same = 0;
+            for (found, expected) in found.iter().zip(expected) {
+                let ((id, logprob), (token, expected)) = (found.expect("finite"), expected.expect("finite"));
+                if id == token {
+                    same += 1;
+                    assert!((logprob - expected).abs() < 1e-5, "{config:?}: {logprob} {expected}");
+                }
+            }
+            assert!(same >= ROWS - 1, "{config:?}: {same} of {ROWS} draws agree");
+        }
+        for bad in [f32::NAN, f32::NEG_INFINITY, f32::INFINITY] {
+            let z = Tensor::full(bad, (1, 9), z.device()).expect("fits");
+            let on_device = || sample_rows(&z.to_device(&device())?, &base, &[vec![]], &[0.5]);
+            let found = on_gpu(on_device).expect("runs");
+            assert_eq!(found, [None], "{bad}");
+        }
     }
 }

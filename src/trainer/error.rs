@@ -2,6 +2,7 @@
 
 use crate::algorithm::AlgorithmError;
 use crate::checkpoint::CheckpointError;
+use crate::device;
 use crate::error::{Diagnose, Exit};
 use crate::io::IoError;
 use crate::reward::RewardError;
@@ -65,7 +66,14 @@ impl TrainError {
 
 impl Diagnose for TrainError {
     fn hint(&self) -> Option<String> {
-        self.inner().and_then(Diagnose::hint)
+        match self {
+            Self::Tensor(error) => device::hint(
+                error,
+                "Halve `max_tokens_per_micro_batch` as often as it takes, or set `gradient_checkpointing = true`: neither \
+                 changes the result.",
+            ),
+            other => other.inner().and_then(Diagnose::hint),
+        }
     }
 
     fn exit(&self) -> Exit {

@@ -7,6 +7,8 @@ mod compare;
 pub mod dpo;
 mod dynamic_sampling;
 mod error;
+#[cfg(all(test, any(emulation, feature = "cuda")))]
+mod gpu_tests;
 pub mod phase;
 pub mod policy;
 pub mod policy_gradient;

@@ -7,8 +7,8 @@ use crate::batch::{Group, MicroBatch, largest, pack};
 use crate::model::{Decoder, Recorder};
 use crate::ops::elementwise::add_into;
 use crate::ops::head::{LogprobGrads, Predictions, TokenLogprobs, token_logprobs, token_logprobs_backward};
-use crate::ops::storage::{mat, update, zero};
-use crate::optim::{AdamW, AdamWConfig, LrSchedule, clip_factor, has_weight_decay, sum_of_squares};
+use crate::ops::storage::zero;
+use crate::optim::{AdamW, AdamWConfig, LrSchedule, clip_factor, compute_grad_norm, has_weight_decay};
 use crate::telemetry::{NonFinite, Watch};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -65,11 +65,13 @@ pub struct Update {
 
 impl Policy {
     /// Wraps a decoder whose parameters are trainable; moments start at zero.
-    #[must_use]
-    pub fn new(decoder: Decoder, config: PolicyConfig) -> Self {
-        let sizes = decoder.params().iter().map(|p| (p.weight.value().elem_count(), has_weight_decay(&p.name)));
-        let optimizer = AdamW::new(config.adamw, sizes);
-        Self { decoder, optimizer, config }
+    ///
+    /// # Errors
+    /// Fails where the moments cannot be allocated.
+    pub fn new(decoder: Decoder, config: PolicyConfig) -> Result<Self, TrainError> {
+        let parameters = decoder.params().iter().map(|p| (p.weight.value(), has_weight_decay(&p.name)));
+        let optimizer = AdamW::new(config.adamw, parameters)?;
+        Ok(Self { decoder, optimizer, config })
     }
 
     /// Runs micro-batches forward and backward and adds up their gradients. For each, `objective(index, score)` gives
@@ -98,7 +100,12 @@ impl Policy {
             batches.map(run).collect::<Result<Vec<_>, TrainError>>()
         };
         let decoders: Vec<&Decoder> = std::iter::once(&self.decoder).chain(&own).collect();
-        let found = decoders.into_par_iter().enumerate().map(lane).collect::<Result<Vec<_>, _>>()?;
+        let found = if count == 1 {
+            // On the calling thread: a GPU is used from one.
+            vec![lane((0, &self.decoder))?]
+        } else {
+            decoders.into_par_iter().enumerate().map(lane).collect::<Result<Vec<_>, _>>()?
+        };
         for decoder in &own {
             self.add_gradients(decoder)?;
         }
@@ -117,7 +124,7 @@ impl Policy {
     /// the order of the sums.
     fn num_lanes(&self) -> usize {
         let parameters: usize = self.decoder.params().iter().map(|p| p.weight.value().elem_count()).sum();
-        if parameters <= SMALL_MODEL { LANES } else { 1 }
+        if parameters <= SMALL_MODEL && self.decoder.runs_in_threads() { LANES } else { 1 }
     }
 
     /// Adds the gradients of a decoder of the same shape.
@@ -135,25 +142,12 @@ impl Policy {
     /// [`NonFinite`] where the gradient is not finite; the weights are untouched then.
     pub fn update(&mut self, step: u64) -> Result<Update, TrainError> {
         let grads: Vec<&Tensor> = self.decoder.params().iter().filter_map(|p| p.weight.grad()).collect();
-        let mut squares = 0.0;
-        for grad in &grads {
-            let flat = grad.flatten_all()?;
-            let (storage, layout) = flat.storage_and_layout();
-            squares += sum_of_squares(mat(&storage, layout)?.data);
-        }
-        let grad_norm = squares.sqrt();
+        let grad_norm = compute_grad_norm(&grads)?;
         Watch::require_finite(step, "grad_norm", grad_norm)?;
         let learning_rate = self.config.learning_rate * self.config.schedule.factor(step - 1);
         let factors = self.optimizer.begin_step(learning_rate, clip_factor(grad_norm, self.config.max_grad_norm));
-        let moments = self.optimizer.m.iter_mut().zip(&mut self.optimizer.v).zip(&self.optimizer.decay);
-        for ((param, grad), ((m, v), decay)) in self.decoder.params().iter().zip(&grads).zip(moments) {
-            let flat = grad.flatten_all()?;
-            let (storage, layout) = flat.storage_and_layout();
-            let values = mat(&storage, layout)?.data;
-            update(&param.weight.value().flatten_all()?, |theta| {
-                crate::optim::adamw_update(theta.data, m, v, values, &factors, *decay);
-                Ok(())
-            })?;
+        for (index, param) in self.decoder.params().iter().enumerate() {
+            self.optimizer.update(index, &param.weight, &factors)?;
         }
         self.clear_gradients()?;
         Ok(Update { grad_norm, learning_rate })

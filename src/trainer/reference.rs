@@ -5,7 +5,8 @@ use super::policy::score;
 use crate::batch::{Group, MicroBatch, largest, pack};
 use crate::checkpoint::SavedGroup;
 use crate::model::Decoder;
-use crate::ops::storage::{mat, update};
+use crate::ops::Weight;
+use candle_core::DType;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -62,18 +63,21 @@ impl Reference {
             completions: group.completions.iter().zip(row.by_ref()).map(|(c, row)| (row, &c.ids[..])).collect(),
         });
         let to_pack: Vec<Group<'_>> = to_pack.collect();
-        // A token's log-prob does not depend on what is run beside it: each thread takes batches of its own.
-        let tokens: usize = to_pack.iter().map(|group| group.num_tokens(0..group.completions.len())).sum();
-        let size = tokens.div_ceil(2 * rayon::current_num_threads()).max(largest(&to_pack)).min(max_tokens);
-        let of_batch = |batch: MicroBatch| {
+        let of_batch = |batch: MicroBatch| -> Result<Vec<(usize, Vec<f32>)>, TrainError> {
             let logprobs = self.logprobs(&batch, temperature)?;
             let of_row = |range: &Range<usize>| logprobs[range.clone()].to_vec();
             Ok(batch.rows.iter().copied().zip(batch.ranges.iter().map(of_row)).collect())
         };
-        let found: Vec<Vec<(usize, Vec<f32>)>> =
-            pack(&to_pack, size).into_par_iter().map(of_batch).collect::<Result<_, TrainError>>()?;
+        let found: Result<Vec<_>, TrainError> = if self.decoder.runs_in_threads() {
+            // A token's log-prob does not depend on what is run beside it: each thread takes batches of its own.
+            let tokens: usize = to_pack.iter().map(|group| group.num_tokens(0..group.completions.len())).sum();
+            let size = tokens.div_ceil(2 * rayon::current_num_threads()).max(largest(&to_pack)).min(max_tokens);
+            pack(&to_pack, size).into_par_iter().map(of_batch).collect()
+        } else {
+            pack(&to_pack, max_tokens).into_iter().map(of_batch).collect()
+        };
         let mut rows: Vec<_> = groups.iter_mut().flat_map(|group| &mut group.completions).collect();
-        for (row, logprobs) in found.into_iter().flatten() {
+        for (row, logprobs) in found?.into_iter().flatten() {
             rows[row].ref_logprobs = logprobs;
         }
         Ok(())
@@ -82,20 +86,20 @@ impl Reference {
     /// Moves towards the policy where it is time to after `step`.
     ///
     /// # Errors
-    /// Fails for weights that are not f32 on the CPU.
+    /// Fails where memory is short.
     pub(super) fn follow(&mut self, policy: &Decoder, step: u64) -> Result<(), TrainError> {
         let Some(ReferenceSync { alpha, .. }) = self.sync.filter(|sync| step.is_multiple_of(sync.steps)) else {
             return Ok(());
         };
         let alpha = alpha as f32;
+        let values = |weight: &Weight| weight.master().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
         for (own, other) in self.decoder.params().iter().zip(policy.params().iter()) {
-            let other = other.weight.value().flatten_all()?;
-            let (storage, layout) = other.storage_and_layout();
-            let source = mat(&storage, layout)?.data;
-            update(&own.weight.value().flatten_all()?, |m| {
-                m.data.iter_mut().zip(source).for_each(|(own, other)| *own = (1.0 - alpha) * *own + alpha * other);
-                Ok(())
-            })?;
+            let mut mixed = values(&own.weight)?;
+            mixed
+                .iter_mut()
+                .zip(values(&other.weight)?)
+                .for_each(|(own, other)| *own = (1.0 - alpha) * *own + alpha * other);
+            own.weight.set(mixed)?;
         }
         self.has_moved = true;
         tracing::info!("step {step}: the reference moved towards the policy");

@@ -6,6 +6,7 @@ use super::save::{ModelWriter, Snapshot};
 use super::stop::StopSignal;
 use super::{Dpo, LoggedCompletion, Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
 use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
+use crate::device::peak_gpu_memory;
 use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
 use crate::telemetry::{
@@ -202,6 +203,9 @@ impl Trainer {
         let mut metrics = output.metrics;
         if let Some(bytes) = peak_memory_bytes() {
             metrics.count("perf/peak_memory_bytes", bytes);
+        }
+        if let Some(bytes) = peak_gpu_memory(self.policy.decoder.device()) {
+            metrics.count("perf/peak_device_memory_bytes", bytes);
         }
         // An evaluation that fails takes nothing of the step away: what the step found is logged first.
         let mut evaluated = Ok(None);

@@ -6,8 +6,7 @@ use crate::checkpoint::{
     CheckpointError, NamedTensor, SavedRollouts, TrainerState, TrainingState, read_tensors, write_tensors_with,
 };
 use crate::model::Params;
-use crate::ops::storage::update;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -57,12 +56,15 @@ impl Snapshot<'_> {
         let specs: Vec<(String, Vec<usize>)> =
             named(MASTER).chain(named(FIRST_MOMENT)).chain(named(SECOND_MOMENT)).collect();
         let specs: Vec<(&str, &[usize])> = specs.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-        let masters: Vec<&Tensor> = params.iter().map(|p| p.weight.value()).collect();
+        let masters: Vec<&Tensor> = params.iter().map(|p| p.weight.master()).collect();
         let optimizer = &self.policy.optimizer;
-        write_tensors_with(path, &specs, |index| match index / count.max(1) {
-            0 => Ok::<_, TrainError>(Cow::Owned(masters[index].flatten_all()?.to_vec1::<f32>()?)),
-            1 => Ok(Cow::Borrowed(&optimizer.m[index - count])),
-            _ => Ok(Cow::Borrowed(&optimizer.v[index - 2 * count])),
+        write_tensors_with(path, &specs, |index| {
+            let tensor = match index / count.max(1) {
+                0 => masters[index],
+                1 => &optimizer.m[index - count],
+                _ => &optimizer.v[index - 2 * count],
+            };
+            Ok::<_, TrainError>(Cow::Owned(tensor.flatten_all()?.to_vec1::<f32>()?))
         })
     }
 }
@@ -74,9 +76,10 @@ const SECOND_MOMENT: &str = "v.";
 /// Weights, f32.
 fn write_params(path: &Path, params: &Params) -> Result<(), TrainError> {
     let specs: Vec<(&str, &[usize])> = params.iter().map(|p| (p.name.as_str(), p.weight.value().dims())).collect();
-    let values: Vec<&Tensor> = params.iter().map(|p| p.weight.value()).collect();
+    let values: Vec<&Tensor> = params.iter().map(|p| p.weight.master()).collect();
     write_tensors_with(path, &specs, |index| {
-        Ok::<_, TrainError>(Cow::Owned(values[index].flatten_all()?.to_vec1::<f32>()?))
+        let values = values[index].to_dtype(DType::F32)?;
+        Ok::<_, TrainError>(Cow::Owned(values.flatten_all()?.to_vec1::<f32>()?))
     })
 }
 
@@ -99,14 +102,6 @@ impl Tensors {
     }
 }
 
-fn overwrite(weight: &Tensor, values: &[f32]) -> Result<(), TrainError> {
-    update(&weight.flatten_all()?, |m| {
-        m.data.copy_from_slice(values);
-        Ok(())
-    })?;
-    Ok(())
-}
-
 /// Puts weights and moments of the checkpoint in `folder` into the policy. `updates`: those that its optimizer has made.
 ///
 /// # Errors
@@ -115,9 +110,11 @@ pub fn restore(policy: &mut Policy, folder: &Path, updates: u64) -> Result<(), T
     let mut tensors = Tensors::read(folder.join(OPTIMIZER_FILE))?;
     for (index, param) in policy.decoder.params().iter().enumerate() {
         let shape = param.weight.value().dims();
-        overwrite(param.weight.value(), &tensors.take(&format!("{MASTER}{}", param.name), shape)?)?;
-        policy.optimizer.m[index] = tensors.take(&format!("{FIRST_MOMENT}{}", param.name), shape)?;
-        policy.optimizer.v[index] = tensors.take(&format!("{SECOND_MOMENT}{}", param.name), shape)?;
+        let mut take = |prefix: &str| tensors.take(&format!("{prefix}{}", param.name), shape);
+        param.weight.set(take(MASTER)?)?;
+        let device = param.weight.value().device();
+        policy.optimizer.m[index] = Tensor::from_vec(take(FIRST_MOMENT)?, shape, device)?;
+        policy.optimizer.v[index] = Tensor::from_vec(take(SECOND_MOMENT)?, shape, device)?;
     }
     policy.optimizer.step = updates;
     Ok(())
@@ -135,8 +132,7 @@ pub fn restore_reference(reference: &mut Reference, folder: &Path) -> Result<(),
     }
     let mut tensors = Tensors::read(path)?;
     for param in reference.decoder.params() {
-        let value = param.weight.value();
-        overwrite(value, &tensors.take(&param.name, value.dims())?)?;
+        param.weight.set(tensors.take(&param.name, param.weight.value().dims())?)?;
     }
     reference.has_moved = true;
     Ok(())

@@ -1,11 +1,14 @@
 //! The gradient of attention, by matrix products over blocks of queries.
 
-use super::{Heads, Segment, contexts};
+use super::parts;
+use super::{Contexts, Heads, Segment, gpu};
+use crate::ops::embedding::zeros;
+use crate::ops::gpu as device;
 use crate::ops::math::{dot, exp_sum_in_place, max};
 use crate::ops::matmul::{Form, matmul_in_task};
 use crate::ops::simd::kernel;
 use crate::ops::storage::{Mat, MatMut, Shared, mat, update};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,18 +24,32 @@ const BLOCK: usize = 64;
 /// # Shapes
 /// `g [N, H*E]` (gradient of the result), `qkv [N, (H + 2K) E]` (columns: queries, keys, values) `-> [N, (H + 2K) E]`
 ///
+/// `contexts` are those of the segments.
+///
 /// # Errors
 /// Fails where shapes or segments do not fit.
-pub fn attention_backward(g: &Tensor, qkv: &Tensor, segments: &[Segment], heads: Heads) -> Result<Tensor> {
+pub fn attention_backward(
+    g: &Tensor,
+    qkv: &Tensor,
+    segments: &[Segment],
+    contexts: &Contexts,
+    heads: Heads,
+) -> Result<Tensor> {
     let (n, width) = qkv.dims2()?;
-    contexts(segments, n)?;
-    let dqkv = Tensor::zeros((n, width), DType::F32, qkv.device())?;
+    let covered = segments.last().map_or(0, |last| last.rows.end);
+    if width != heads.qkv_width() || g.dims() != [n, heads.q_width()] || covered != n || contexts.rows.len() != n {
+        bail!("attention: gradient {:?} of [{n}, {width}] with {heads:?} and {covered} rows", g.dims());
+    }
+    let dqkv = zeros(n, width, qkv)?;
+    if let Some(gpu) = device::of(qkv) {
+        let ([q, k, v], [dq, dk, dv]) = (parts(qkv, heads)?, parts(&dqkv, heads)?);
+        let contexts = (&*contexts.rows, &contexts.plan);
+        gpu::backward(&gpu, g, [&q, &k, &v], [&dq, &dk, &dv], contexts, heads)?;
+        return Ok(dqkv);
+    }
     let (g_storage, g_layout) = g.storage_and_layout();
     let (storage, layout) = qkv.storage_and_layout();
     let (g, qkv) = (mat(&g_storage, g_layout)?, mat(&storage, layout)?);
-    if width != heads.qkv_width() || (g.rows, g.cols) != (n, heads.q_width()) {
-        bail!("attention: gradient [{}, {}] of [{n}, {width}] with {heads:?}", g.rows, g.cols);
-    }
     let groups = blocks(segments);
     let tasks: Vec<_> =
         groups.iter().flat_map(|group| (0..heads.num_kv_heads).map(move |head| (group, head))).collect();

@@ -1,0 +1,71 @@
+//! Compiles the kernels for a GPU where the feature `cuda` is on, and looks for the C++ compiler that the unit tests
+//! run them with on the CPU: without one, `cfg(emulation)` is off and those tests are left out.
+//!
+//! `CUDA_COMPUTE_CAP` is the compute capability to make machine code for, 80 (A100) by default, as for candle's kernels;
+//! newer GPUs compile the portable form that is added when they load it.
+
+#![allow(clippy::print_stdout, clippy::exit, reason = "this is how a build script speaks to cargo")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+
+const DEFAULT_CAPABILITY: &str = "80";
+const SOURCE: &str = "src/ops/gpu/kernels.cu";
+
+fn main() {
+    for path in ["build.rs", "src/ops", "src/optim/adamw.cu", "src/rollout/sampler.cu"] {
+        println!("cargo::rerun-if-changed={path}");
+    }
+    for variable in ["CUDA_COMPUTE_CAP", "NVCC", "CUDA_HOME", "CXX"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    println!("cargo::rustc-check-cfg=cfg(emulation)");
+    let cxx = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    if Command::new(&cxx).arg("--version").output().is_ok_and(|output| output.status.success()) {
+        println!("cargo::rustc-cfg=emulation");
+        println!("cargo::rustc-env=EMULATION_CXX={cxx}");
+    }
+    if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        compile();
+    }
+}
+
+fn compile() {
+    let capability = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| DEFAULT_CAPABILITY.to_owned());
+    // As candle's build script takes it, "8.9" is 89.
+    let capability = capability.replace('.', "");
+    if capability.parse::<u32>().is_err() {
+        fail(&format!("CUDA_COMPUTE_CAP = {capability:?} is no compute capability such as 89"));
+    }
+    let output = Path::new(&std::env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.fatbin");
+    let nvcc = nvcc();
+    let mut command = Command::new(&nvcc);
+    command.args(["-std=c++17", "-O3", "-fatbin", "-o"]).args([&output, Path::new(SOURCE)]);
+    for code in ["sm", "compute"] {
+        command.arg(format!("-gencode=arch=compute_{capability},code={code}_{capability}"));
+    }
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => fail(&format!("{} ended with {status} on {SOURCE}", nvcc.display())),
+        Err(error) => fail(&format!(
+            "{} could not be run ({error}). Install the CUDA toolkit (scripts/install_cuda.sh) and set CUDA_HOME, or \
+             build without --features cuda",
+            nvcc.display()
+        )),
+    }
+}
+
+fn nvcc() -> PathBuf {
+    if let Some(nvcc) = std::env::var_os("NVCC") {
+        return nvcc.into();
+    }
+    match std::env::var_os("CUDA_HOME") {
+        Some(home) => Path::new(&home).join("bin/nvcc"),
+        None => "nvcc".into(),
+    }
+}
+
+fn fail(message: &str) -> ! {
+    eprintln!("{message}");
+    exit(1)
+}

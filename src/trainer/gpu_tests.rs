@@ -1,0 +1,60 @@
+//! Training on the kernels for a GPU.
+
+use super::policy::{Policy, PolicyConfig, TokenGrads};
+use crate::batch::{Group, pack};
+use crate::model::{Decoder, ModelConfig, Params, load_weights};
+use crate::ops::testing::{compute, on_gpu};
+use crate::optim::{AdamWConfig, LrSchedule, LrSchedulerType};
+use candle_core::{DType, Tensor};
+use std::path::Path;
+
+fn policy(dtype: DType) -> Policy {
+    let folder = Path::new("data/starter");
+    let config = ModelConfig::load(folder).expect("a model folder");
+    let (tensors, _) = load_weights(folder, &config).expect("weights");
+    let decoder = Decoder::new(config, Params::new(tensors, &compute(dtype), true).expect("fits")).expect("complete");
+    let config = PolicyConfig {
+        adamw: AdamWConfig::default(),
+        learning_rate: 1e-3,
+        schedule: LrSchedule { kind: LrSchedulerType::Constant, warmup_steps: 0, num_steps: 3 },
+        max_grad_norm: Some(1.0),
+        gradient_checkpointing: false,
+    };
+    Policy::new(decoder, config).expect("fits")
+}
+
+/// Three steps towards one text; the loss before each, nats a token.
+fn train(policy: &mut Policy) -> Vec<f64> {
+    let group = Group { prompt: &[20, 13, 29], completions: vec![(0, &[22, 18, 0]), (1, &[23, 0])] };
+    let batches = pack(&[group], 64);
+    let mut losses = Vec::new();
+    for step in 1..=3 {
+        let objective =
+            |_: usize, _: &super::policy::Score<'_>| Ok((TokenGrads { logprobs: vec![-0.2; 5], entropies: None }, ()));
+        let found = policy.accumulate(&batches, 1.0, objective).expect("runs");
+        policy.update(step).expect("finite");
+        losses.push(-found[0].0.logprobs.iter().map(|l| f64::from(*l)).sum::<f64>() / 5.0);
+    }
+    losses
+}
+
+/// The same losses as on the CPU, to rounding, and with bf16 the same masters' way down.
+#[test]
+fn steps_on_a_gpu_are_those_on_the_cpu() {
+    let mut on_cpu = policy(DType::F32);
+    let expected = train(&mut on_cpu);
+    assert!(expected[2] < expected[0]);
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 0.05)] {
+        let mut gpu = on_gpu(|| policy(dtype));
+        let losses = on_gpu(|| train(&mut gpu));
+        for (loss, expected) in losses.iter().zip(&expected) {
+            assert!((loss - expected).abs() < tolerance * expected, "{dtype:?}: {losses:?} {expected:?}");
+        }
+        for (gpu, cpu) in gpu.decoder.params().iter().zip(on_cpu.decoder.params()) {
+            let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+            let (gpu, cpu) = (values(gpu.weight.master()), values(cpu.weight.master()));
+            // Adam's first steps have the size of the learning rate, whatever the gradient's.
+            assert!(gpu.iter().zip(&cpu).all(|(a, b)| (a - b).abs() < 6.1e-3), "{dtype:?}");
+        }
+    }
+}
