@@ -10,8 +10,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 eval "$(CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} scripts/install_cuda.sh)"
 export CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-90} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
-# Candle's kernels and ours are linked against the driver's stub; the real one is that of the machine that runs them.
-export RUSTFLAGS="${RUSTFLAGS:-} -L $CUDA_HOME/lib64 -L $CUDA_HOME/lib64/stubs"
 build() {
     cargo "$@" --release --locked --features cuda --message-format=json-render-diagnostics |
         python3 -c 'import json, sys; print(*(m["executable"] for m in map(json.loads, sys.stdin) if m.get("executable")))'

@@ -81,7 +81,7 @@ def gradient_difference(torch, setup, folder):
     rows, run = 4, setup.work / "gradients"
     config = f"""
 algorithm = "sft"
-model = "{folder}"
+model = "{folder}-endless"
 train_file = "{folder}/texts.jsonl"
 output_dir = "{run}"
 device = "{setup.device}"
@@ -90,7 +90,7 @@ offline = true
 prompts_per_step = {rows}
 max_steps = 1
 save_steps = 1
-max_grad_norm = 0.0
+max_grad_norm = 1e9
 shuffle = false
 """
     shutil.rmtree(run, ignore_errors=True)

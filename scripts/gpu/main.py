@@ -1,6 +1,7 @@
 """The checks and timings of scripts/gpu_check.sh: one table, and an exit code."""
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE.parent / "bench"), str(HERE.parent)]
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 import checks  # noqa: E402
 import timings  # noqa: E402

@@ -14,12 +14,12 @@ use super::{ModelConfig, ModelError};
 use crate::ops::Weight;
 use crate::ops::attention::{Context, Contexts, Heads, Segment, attention, attention_backward, contexts, parts};
 use crate::ops::elementwise::{add_into, silu_mul, silu_mul_backward};
-use crate::ops::embedding::{RowNumbers, embedding, embedding_backward, scatter_rows, zeros};
+use crate::ops::embedding::{RowNumbers, embedding, embedding_backward, embedding_of, scatter_rows, zeros};
 use crate::ops::gpu;
 use crate::ops::linear::Linear;
 use crate::ops::rms_norm::{rms_norm, rms_norm_backward, rms_norm_into};
 use crate::ops::rope::RopeTable;
-use crate::ops::storage::unset;
+use crate::ops::storage::{copy, unset};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Tokens of any number of sequences, one after the other.
@@ -239,6 +239,22 @@ impl Decoder {
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
     }
 
+    /// [`Decoder::forward_cached`] into `hidden [N, D]`, with everything that changes from token to token on the GPU.
+    pub(super) fn decode_into(
+        &self,
+        ids: &RowNumbers<'_>,
+        rope: &RopeTable,
+        cache: (&KvCache, &RowNumbers<'_>),
+        contexts: &Contexts,
+        hidden: &Tensor,
+    ) -> Result<()> {
+        let mut x = embedding_of(&self.embed, ids)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = self.run_layer(index, layer, x, rope, contexts, &Keys::Cached { cache: cache.0, rows: cache.1 })?.0;
+        }
+        rms_norm_into(&x, &self.norm, self.config.rms_norm_eps, hidden)
+    }
+
     /// Adds the gradients of every trained parameter below the hidden states, given theirs; frees the saved
     /// activations layer by layer.
     ///
@@ -286,10 +302,11 @@ impl Decoder {
         let raw_qkv = match &layer.qk_norm {
             None => None,
             Some((q_norm, k_norm)) => {
-                let normed = qkv.copy()?;
-                let [nq, nk, _] = parts(&normed, heads)?;
+                let normed = unset(n, heads.qkv_width(), &x)?;
+                let [nq, nk, nv] = parts(&normed, heads)?;
                 rms_norm_into(&q, q_norm, eps, &nq)?;
                 rms_norm_into(&k, k_norm, eps, &nk)?;
+                copy(&nv, &v)?;
                 Some(std::mem::replace(&mut qkv, normed))
             }
         };

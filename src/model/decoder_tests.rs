@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::device::Compute;
+#[cfg(any(emulation, feature = "cuda"))]
+use crate::model::RecordedModel;
 use crate::model::{DecodingModel, Family, LoadedTensor, NewTokens, RopeScaling};
 use crate::ops::head::{LogprobGrads, Predictions, logits, token_logprobs, token_logprobs_backward};
 #[cfg(any(emulation, feature = "cuda"))]
@@ -178,13 +180,15 @@ fn a_shared_prefix_equals_separate_sequences() {
     }
 }
 
+/// The bits of each row, widened to f32.
+fn bits(hidden: Result<Tensor>) -> Vec<Vec<u32>> {
+    let hidden = hidden.and_then(|hidden| hidden.to_dtype(DType::F32)?.to_vec2::<f32>()).expect("runs");
+    hidden.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
+}
+
 /// Token by token through the cache, with cache rows in another order, each hidden state has the bits of the packed
 /// forward pass.
 fn assert_cached_equals_packed(model: &Decoder, what: &str) {
-    let bits = |hidden: Result<Tensor>| {
-        let hidden = hidden.and_then(|hidden| hidden.to_dtype(DType::F32)?.to_vec2::<f32>()).expect("runs");
-        hidden.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect::<Vec<Vec<u32>>>()
-    };
     let tokens = packed();
     let packed = bits(model.forward(&tokens, None));
     let mut cache = model.new_cache(40).expect("fits");
@@ -220,6 +224,44 @@ fn cached_equals_packed_to_the_bit_on_a_gpu() {
     }
 }
 
+/// Token by token for several sequences at once, as a rollout on a GPU does it: the bits of the packed forward pass, in
+/// the first call, in those that are recorded, and when the number of rows changes.
+#[cfg(any(emulation, feature = "cuda"))]
+#[test]
+fn recorded_decoding_equals_packed_to_the_bit() {
+    const PROMPT: usize = 5;
+    const TOKENS: usize = 5;
+    for (family, dtype) in FAMILIES.into_iter().flat_map(|family| [(family, DType::F32), (family, DType::BF16)]) {
+        on_gpu(|| {
+            let model = random_decoder(config(family), &compute(dtype), false);
+            let rows = 3;
+            let tokens = completions_of_one_prompt(PROMPT, rows, TOKENS);
+            let packed = bits(model.forward(&tokens, None));
+            let mut cache = model.new_cache(PROMPT + rows * TOKENS).expect("fits");
+            let contexts: Vec<Context> = (0..PROMPT).map(|i| Context { prefix: 0..0, own: 0..i + 1 }).collect();
+            let cache_rows: Vec<u32> = (0..PROMPT as u32).collect();
+            let (prompt, positions) = (&tokens.ids[..PROMPT], &tokens.positions[..PROMPT]);
+            model.forward_cached(prompt, positions, &mut cache, &cache_rows, &contexts).expect("runs");
+            let mut decoding = RecordedModel::new(&model).expect("on a GPU");
+            for i in 0..TOKENS {
+                // The last completion ends before the others.
+                let rows = if i + 1 == TOKENS { rows - 1 } else { rows };
+                let at: Vec<usize> = (0..rows).map(|row| PROMPT + row * TOKENS + i).collect();
+                let own = |row: &usize| Context { prefix: 0..PROMPT, own: row - i..row + 1 };
+                let new = NewTokens {
+                    ids: &at.iter().map(|row| tokens.ids[*row]).collect::<Vec<_>>(),
+                    positions: &vec![(PROMPT + i) as u32; rows],
+                    rows: &at.iter().map(|row| *row as u32).collect::<Vec<_>>(),
+                    contexts: &at.iter().map(own).collect::<Vec<_>>(),
+                };
+                let found = bits(decoding.forward(new, &mut cache));
+                let expected: Vec<_> = at.iter().map(|row| packed[*row].clone()).collect();
+                assert_eq!(found, expected, "{family:?} {dtype:?} token {i}");
+            }
+        });
+    }
+}
+
 /// The kernels for a GPU give the gradients of those for the CPU, to rounding.
 #[cfg(any(emulation, feature = "cuda"))]
 #[test]
@@ -243,6 +285,23 @@ fn gradients_on_a_gpu_equal_those_on_the_cpu() {
     }
 }
 
+/// A prompt of `prompt` tokens, then `rows` completions of `length` tokens each.
+fn completions_of_one_prompt(prompt: usize, rows: usize, length: usize) -> PackedTokens {
+    let id = |row: usize, position: usize| ((row * 13 + position * 7 + 2) % 29) as u32;
+    let mut tokens = PackedTokens {
+        ids: (0..prompt).map(|position| id(0, position)).collect(),
+        positions: (0..prompt as u32).collect(),
+        segments: vec![Segment { rows: 0..prompt, prefix: 0..0 }],
+    };
+    for row in 0..rows {
+        tokens.ids.extend((prompt..prompt + length).map(|position| id(row, position)));
+        tokens.positions.extend(prompt as u32..(prompt + length) as u32);
+        let start = prompt + row * length;
+        tokens.segments.push(Segment { rows: start..start + length, prefix: 0..prompt });
+    }
+    tokens
+}
+
 /// Decoding many completions of one prompt together gives the bits of the packed forward pass and, in the logits, of
 /// the head's: with weights laid out and where they are, on one thread and on two, few rows and many, heads of 8 and of
 /// 32 values.
@@ -252,18 +311,7 @@ fn decoding_equals_packed_to_the_bit() {
     const TOKENS: usize = 4;
     for (family, head_dim, rows) in FAMILIES.into_iter().flat_map(|f| [(f, 8, 3), (f, 32, 40), (f, 32, 5)]) {
         let model = random_decoder(ModelConfig { head_dim, ..config(family) }, &Compute::cpu(), false);
-        let id = |row: usize, position: usize| ((row * 13 + position * 7 + 2) % 29) as u32;
-        let mut tokens = PackedTokens {
-            ids: (0..PROMPT).map(|position| id(0, position)).collect(),
-            positions: (0..PROMPT as u32).collect(),
-            segments: vec![Segment { rows: 0..PROMPT, prefix: 0..0 }],
-        };
-        for row in 0..rows {
-            tokens.ids.extend((PROMPT..PROMPT + TOKENS).map(|position| id(row, position)));
-            tokens.positions.extend(PROMPT as u32..(PROMPT + TOKENS) as u32);
-            let start = PROMPT + row * TOKENS;
-            tokens.segments.push(Segment { rows: start..start + TOKENS, prefix: 0..PROMPT });
-        }
+        let tokens = completions_of_one_prompt(PROMPT, rows, TOKENS);
         let hidden = model.forward(&tokens, None).expect("runs");
         let logits = logits(&hidden, model.head()).expect("runs").to_vec2::<f32>().expect("f32");
         let hidden = hidden.to_vec2::<f32>().expect("f32");

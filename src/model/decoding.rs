@@ -158,8 +158,8 @@ impl<'a> DecodingModel<'a> {
     }
 }
 
-/// Threads write and read the cache side by side: a row that one token writes must not be seen by another.
-fn check(tokens: NewTokens<'_>, cache: &KvCache) -> Result<()> {
+/// Tokens write and read the cache side by side: a row that one token writes must not be seen by another.
+pub(super) fn check(tokens: NewTokens<'_>, cache: &KvCache) -> Result<()> {
     let n = tokens.ids.len();
     let mut written: Vec<usize> = tokens.rows.iter().map(|row| *row as usize).collect();
     written.sort_unstable();

@@ -11,6 +11,7 @@ mod error;
 pub mod header;
 pub mod json;
 pub mod params;
+mod recorded;
 pub mod weights;
 
 pub use config::{Family, Init, ModelConfig, RopeScaling, TensorSpec};
@@ -18,4 +19,5 @@ pub use decoder::{Decoder, KvCache, PackedTokens, Recorder};
 pub use decoding::{DecodingModel, NewTokens};
 pub use error::{ConfigProblem, HeaderProblem, ModelError, TensorProblem};
 pub use params::{Param, Params};
+pub use recorded::RecordedModel;
 pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights};

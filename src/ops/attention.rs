@@ -14,6 +14,7 @@ mod row;
 mod tile;
 
 pub use backward::attention_backward;
+pub(crate) use gpu::{QUERY_WORDS, query_words};
 pub(crate) use row::{Keys, attend_row};
 
 use super::gpu::{self as device, Pointer};
@@ -98,6 +99,11 @@ pub struct Contexts {
 }
 
 impl Contexts {
+    /// Contexts of single queries, for which [`query_words`] are on the GPU already, and stay there.
+    pub(crate) fn given(rows: Vec<Context>, at: Pointer) -> Self {
+        Self { rows, plan: gpu::Plan::given(at) }
+    }
+
     /// What each query sees.
     #[must_use]
     pub fn rows(&self) -> &[Context] {

@@ -1,7 +1,7 @@
 //! Token embedding: rows of a table, by id.
 
 use super::Weight;
-use super::gpu::{self, Gpu, Launch, Shared, arg, kernel as typed};
+use super::gpu::{self, Gpu, Launch, Pointer, Shared, arg, kernel as typed};
 use super::storage::{mat, unset, update};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
@@ -17,13 +17,19 @@ pub fn embedding(table: &Weight, ids: &[u32]) -> Result<Tensor> {
     gather_rows(table.value(), ids)
 }
 
+/// [`embedding`] of ids that are on the GPU.
+pub(crate) fn embedding_of(table: &Weight, ids: &RowNumbers<'_>) -> Result<Tensor> {
+    let Some(gpu) = gpu::of(table.value()) else { bail!("expected a table on a GPU") };
+    gather_on_gpu(&gpu, table.value(), ids)
+}
+
 /// Row `rows[i]` of `x` as row i of a new matrix; `x [N, D]`.
 ///
 /// # Errors
 /// Fails for a row outside `x`.
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if let Some(gpu) = gpu::of(x) {
-        return gather_on_gpu(&gpu, x, rows);
+        return gather_on_gpu(&gpu, x, &RowNumbers::new(rows));
     }
     let (storage, layout) = x.storage_and_layout();
     let view = mat(&storage, layout)?;
@@ -74,15 +80,19 @@ impl<'a> RowNumbers<'a> {
     pub fn new(rows: &'a [u32]) -> Self {
         Self { rows, on_gpu: Shared::default() }
     }
+
+    /// Numbers that are on the GPU already, and stay there.
+    pub(crate) fn given(rows: &'a [u32], at: Pointer) -> Self {
+        Self { rows, on_gpu: Shared::given(at) }
+    }
 }
 
-fn gather_on_gpu(gpu: &Gpu, x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+fn gather_on_gpu(gpu: &Gpu, x: &Tensor, rows: &RowNumbers<'_>) -> Result<Tensor> {
     let from = gpu.view(x)?;
-    check_rows(rows, from.rows())?;
-    let y = unset(rows.len(), from.cols(), x)?;
-    let (to, numbers) = (gpu.view(&y)?, gpu.upload(rows)?);
-    let numbers_at = numbers.pointer();
-    let args = [arg(&from.matrix), arg(&numbers_at), arg(&to.matrix)];
+    check_rows(rows.rows, from.rows())?;
+    let y = unset(rows.rows.len(), from.cols(), x)?;
+    let (to, numbers) = (gpu.view(&y)?, rows.on_gpu.of(gpu, || rows.rows.to_vec())?);
+    let args = [arg(&from.matrix), arg(&numbers), arg(&to.matrix)];
     gpu.launch(&typed("gather_rows", from.dtype)?, Launch::elements(y.elem_count()), &args)?;
     Ok(y)
 }

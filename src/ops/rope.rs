@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al., arXiv:2104.09864), in the half-split layout of Hugging Face checkpoints.
 
-use super::gpu::{self, Buffer, Launch, arg, kernel as typed};
+use super::gpu::{self, Launch, Place, Pointer, arg, kernel as typed};
 use super::simd::kernel;
 use super::storage::{Shared, update};
 use candle_core::{Device, Result, Tensor, bail};
@@ -19,7 +19,7 @@ enum Angles {
     /// cos and sin, f32, `[N, E/2]` each.
     Known { cos: Vec<f32>, sin: Vec<f32> },
     /// Positions `[N]` and frequencies `[E/2]`, where a GPU computes them itself.
-    OnGpu { positions: Buffer, inv_freq: Buffer },
+    OnGpu { positions: Place, inv_freq: Place },
 }
 
 impl RopeTable {
@@ -29,13 +29,23 @@ impl RopeTable {
     /// Fails where the memory of a GPU is short.
     pub fn new(inv_freq: &[f32], positions: &[u32], device: &Device) -> Result<Self> {
         let angles = if let Some(gpu) = gpu::of_device(device) {
-            Angles::OnGpu { positions: gpu.upload(positions)?, inv_freq: gpu.upload(inv_freq)? }
+            let copy = (gpu.upload(positions)?, gpu.upload(inv_freq)?);
+            Angles::OnGpu { positions: Place::Copied(copy.0), inv_freq: Place::Copied(copy.1) }
         } else {
             let angles = positions.iter().flat_map(|p| inv_freq.iter().map(move |f| *p as f32 * f));
             let (sin, cos) = angles.map(f32::sin_cos).unzip();
             Angles::Known { cos, sin }
         };
         Ok(Self { angles, tokens: positions.len(), half: inv_freq.len() })
+    }
+
+    /// The angles of `tokens` tokens whose positions are on the GPU, as are the `half` frequencies; both stay there.
+    pub(crate) fn given(positions: Pointer, inv_freq: Pointer, tokens: usize, half: usize) -> Self {
+        Self {
+            angles: Angles::OnGpu { positions: Place::Given(positions), inv_freq: Place::Given(inv_freq) },
+            tokens,
+            half,
+        }
     }
 
     /// Rotates every head of `x` in place by its token's angles, or back with `inverse`; the backward pass is the
@@ -64,8 +74,8 @@ impl RopeTable {
             }),
             Angles::OnGpu { positions, inv_freq } => {
                 let Some(gpu) = gpu::of(x) else { bail!("rope: angles of another device") };
-                let (x, half, angles) = (gpu.view(x)?, half as u32, (positions.pointer(), inv_freq.pointer()));
-                let args = [arg(&x.matrix), arg(&angles.0), arg(&angles.1), arg(&half), arg(&sign)];
+                let (x, half, angles) = (gpu.view(x)?, half as u32, [positions.pointer(), inv_freq.pointer()]);
+                let args = [arg(&x.matrix), arg(&angles[0]), arg(&angles[1]), arg(&half), arg(&sign)];
                 gpu.launch(&typed("rope", x.dtype)?, Launch::elements(rows * cols / 2), &args)
             }
         }

@@ -145,22 +145,21 @@ pub(crate) fn unset_as(rows: usize, cols: usize, dtype: DType, device: &Device) 
     if capacity == rows { Ok(matrix) } else { matrix.narrow(0, 0, rows) }
 }
 
-/// Copies the elements of a tensor of the same shape and type.
+/// Copies the elements of a tensor of the same shape and type, of rank 1 or 2.
 ///
 /// # Errors
 /// Fails where shapes or types differ.
 pub(crate) fn copy(to: &Tensor, from: &Tensor) -> Result<()> {
-    let (to, from) = (to.flatten_all()?, from.flatten_all()?);
-    if let Some(gpu) = gpu::of(&to) {
-        return gpu.copy_rows(&to, &from);
+    if to.dims() != from.dims() || to.dtype() != from.dtype() {
+        bail!("copy of {:?} to {:?}", from.shape(), to.shape());
+    }
+    if let Some(gpu) = gpu::of(to) {
+        return gpu.copy_rows(to, from);
     }
     let (storage, layout) = from.storage_and_layout();
     let from = mat(&storage, layout)?;
-    update(&to, |to| {
-        if to.cols != from.cols {
-            bail!("copy of {} elements to {}", from.cols, to.cols);
-        }
-        to.data.copy_from_slice(from.data);
+    update(to, |mut to| {
+        (0..to.rows).for_each(|row| to.row(row).copy_from_slice(from.row(row)));
         Ok(())
     })
 }

@@ -7,7 +7,7 @@
 use super::sampler::{SamplingConfig, sample_on_gpu, sample_token};
 use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
 use crate::device::available_memory;
-use crate::model::{Decoder, DecodingModel, KvCache, ModelConfig, NewTokens};
+use crate::model::{Decoder, DecodingModel, KvCache, ModelConfig, NewTokens, RecordedModel};
 use crate::ops::attention::Context;
 use crate::rng::{self, Stream};
 use crate::text::{FinishReason, StopRules, StopState, Tokenizer};
@@ -137,12 +137,28 @@ impl CacheShape {
     }
 }
 
+/// The model as it decodes on the CPU, and on a GPU.
+enum Model<'a> {
+    OnCpu(DecodingModel<'a>),
+    OnGpu(RecordedModel<'a>),
+}
+
+impl<'a> Model<'a> {
+    fn new(decoder: &'a Decoder) -> candle_core::Result<Self> {
+        if !decoder.runs_in_threads() {
+            return RecordedModel::new(decoder).map(Self::OnGpu);
+        }
+        // A copy of the weights makes decoding faster; it must not be what breaks a run.
+        let has_room = available_memory().is_none_or(|free| 4 * decoder.config().num_parameters() < free / 2);
+        DecodingModel::new(decoder, has_room).map(Self::OnCpu)
+    }
+}
+
 /// The state of one call of [`Engine::run`].
 struct Run<'a, 'e> {
     engine: &'e Engine<'a>,
     requests: &'e [RolloutRequest],
-    /// The model laid out for decoding; `None` on a GPU, where it is run as it is.
-    model: Option<DecodingModel<'a>>,
+    model: Model<'a>,
     cache: KvCache,
     shape: CacheShape,
     free_blocks: Vec<usize>,
@@ -218,17 +234,11 @@ impl<'a, 'e> Run<'a, 'e> {
         let (counts, limit) = ((requests.len(), total), engine.stop.max_completion_length);
         let config = engine.decoder.config();
         let shape = CacheShape::new((config, engine.decoder.dtype()), engine.slots, counts, longest_prompt, limit);
-        // A copy of the weights makes decoding faster; it must not be what breaks a run.
-        let has_room = available_memory().is_none_or(|free| 4 * config.num_parameters() < free / 2);
         let waiting = requests.iter().enumerate().flat_map(|(r, q)| (0..q.num_generations).map(move |c| (r, c)));
         Ok(Self {
             engine,
             requests,
-            model: engine
-                .decoder
-                .runs_in_threads()
-                .then(|| DecodingModel::new(engine.decoder, has_room))
-                .transpose()?,
+            model: Model::new(engine.decoder)?,
             cache: engine.decoder.new_cache(shape.rows())?,
             shape,
             free_blocks: (0..shape.prompt_blocks).rev().collect(),
@@ -322,11 +332,10 @@ impl<'a, 'e> Run<'a, 'e> {
                 rows.push((own + a.ids.len() - 1) as u32);
                 contexts.push(Context { prefix: prefix..prefix + prompt_len, own: own..own + a.ids.len() });
             }
-            hidden.push(if let Some(model) = &mut self.model {
-                let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
-                model.forward(tokens, &mut self.cache)?
-            } else {
-                self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?
+            let tokens = NewTokens { ids: &ids, positions: &positions, rows: &rows, contexts: &contexts };
+            hidden.push(match &mut self.model {
+                Model::OnCpu(model) => model.forward(tokens, &mut self.cache)?,
+                Model::OnGpu(model) => model.forward(tokens, &mut self.cache)?,
             });
             self.stats.tokens_forwarded += ids.len();
         }
@@ -361,14 +370,15 @@ impl<'a, 'e> Run<'a, 'e> {
             let ids = requests[a.request].prompt_ids.iter().chain(&a.ids).copied();
             if engine.sampling.has_penalty() { ids.collect() } else { Vec::new() }
         };
-        let drawn = if let Some(model) = &self.model {
-            model.map_logits(hidden, |row, z| {
+        let drawn = match &self.model {
+            Model::OnCpu(model) => model.map_logits(hidden, |row, z| {
                 sample_token(z, &engine.sampling, &seen(&waiting[row]), draw(&waiting[row]))
-            })?
-        } else {
-            let seen: Vec<Vec<u32>> = waiting.iter().map(seen).collect();
-            let draws: Vec<f64> = waiting.iter().map(draw).collect();
-            sample_on_gpu(engine.decoder, hidden, &engine.sampling, &seen, &draws)?
+            })?,
+            Model::OnGpu(_) => {
+                let seen: Vec<Vec<u32>> = waiting.iter().map(seen).collect();
+                let draws: Vec<f64> = waiting.iter().map(draw).collect();
+                sample_on_gpu(engine.decoder, hidden, &engine.sampling, &seen, &draws)?
+            }
         };
         for (a, drawn) in active.iter_mut().zip(drawn) {
             let Some((id, logprob)) = drawn else {

@@ -68,6 +68,34 @@ pub(super) struct Plan {
     sights: Shared,
 }
 
+impl Plan {
+    /// The queries are on the GPU already: [`query_words`] of each.
+    pub fn given(queries: Pointer) -> Self {
+        Self { queries: Shared::given(queries), ..Self::default() }
+    }
+}
+
+/// Words that tell the kernels about a query.
+pub(crate) const QUERY_WORDS: usize = size_of::<QueryTile>() / size_of::<u32>();
+
+/// What the kernels are told about query `query` where each is a tile of its own.
+pub(crate) fn query_words(query: usize, context: &Context) -> [u32; QUERY_WORDS] {
+    let QueryTile { query, queries, prefix, prefix_len, own, seen } = query_tile(query, 1, context);
+    [query, queries, prefix, prefix_len, own, seen]
+}
+
+fn query_tile(query: usize, queries: usize, context: &Context) -> QueryTile {
+    let Context { prefix, own } = context;
+    QueryTile {
+        query: query as u32,
+        queries: queries as u32,
+        prefix: prefix.start as u32,
+        prefix_len: prefix.len() as u32,
+        own: own.start as u32,
+        seen: (prefix.len() + own.len()) as u32,
+    }
+}
+
 impl Heads {
     fn group(&self) -> usize {
         self.num_heads / self.num_kv_heads
@@ -103,17 +131,7 @@ fn shared(rows: usize, width: usize, floats: usize, dtype: DType) -> u32 {
 }
 
 fn query_tiles(contexts: &[Context], heads: Heads) -> Vec<QueryTile> {
-    let tile = |rows: std::ops::Range<usize>| {
-        let Context { prefix, own } = &contexts[rows.start];
-        QueryTile {
-            query: rows.start as u32,
-            queries: rows.len() as u32,
-            prefix: prefix.start as u32,
-            prefix_len: prefix.len() as u32,
-            own: own.start as u32,
-            seen: (prefix.len() + own.len()) as u32,
-        }
-    };
+    let tile = |rows: std::ops::Range<usize>| query_tile(rows.start, rows.len(), &contexts[rows.start]);
     runs(contexts, ROWS / heads.group()).into_iter().map(tile).collect()
 }
 

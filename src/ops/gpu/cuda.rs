@@ -4,7 +4,10 @@ use super::matmul::Product;
 use super::{Arg, Launch, Pointer};
 use crate::ops::matmul::Form;
 use candle_core::cuda_backend::cudarc::cublas::{result as cublas, sys as blas};
-use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaModule, CudaSlice, DevicePtr, result, sys};
+pub(crate) use candle_core::cuda_backend::cudarc::driver::CudaGraph;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaSlice, DevicePtr, PinnedHostSlice, result, sys,
+};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CudaDevice, DType, Result, Storage, bail};
@@ -94,6 +97,46 @@ pub(super) fn download(device: &CudaDevice, buffer: &Bytes, bytes: &mut [u8]) ->
     let stream = device.cuda_stream();
     stream.memcpy_dtoh(&buffer.slice(..bytes.len()), bytes).w()?;
     stream.synchronize().w()
+}
+
+/// Words on the device, with page-locked memory that they are copied from.
+pub(crate) struct Inputs {
+    staged: PinnedHostSlice<u32>,
+    words: CudaSlice<u32>,
+}
+
+impl Inputs {
+    pub fn new(device: &CudaDevice, len: usize) -> Result<Self> {
+        let stream = device.cuda_stream();
+        // SAFETY: both are written before they are read.
+        let (staged, words) = unsafe { (stream.context().alloc_pinned(len).w()?, device.alloc(len)?) };
+        Ok(Self { staged, words })
+    }
+
+    pub fn pointer(&self) -> Pointer {
+        Pointer(self.words.device_ptr(self.words.stream()).0)
+    }
+
+    pub fn fill(&mut self, words: &[u32]) -> Result<()> {
+        self.staged.as_mut_slice().w()?[..words.len()].copy_from_slice(words);
+        let stream = self.words.stream().clone();
+        stream.memcpy_htod(&self.staged, &mut self.words).w()
+    }
+}
+
+/// What one thread queues on the device's stream meanwhile; memory that is taken and freed again becomes part of it.
+pub(super) fn record(device: &CudaDevice, work: impl FnOnce() -> Result<()>) -> Result<Option<CudaGraph>> {
+    let stream = device.cuda_stream();
+    stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
+    let done = work();
+    // The capture ends whatever the work did.
+    let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
+    done?;
+    graph
+}
+
+pub(super) fn replay(graph: &CudaGraph) -> Result<()> {
+    graph.launch().w()
 }
 
 fn data_type(dtype: DType) -> Result<blas::cudaDataType> {

@@ -44,6 +44,10 @@ impl Bytes {
         self.words.as_ptr().cast()
     }
 
+    pub fn fill(&mut self, words: &[u32]) {
+        bytemuck::cast_slice_mut(&mut self.words)[..words.len()].copy_from_slice(words);
+    }
+
     pub fn bytes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.words)
     }

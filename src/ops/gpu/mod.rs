@@ -59,7 +59,7 @@ pub(crate) fn of_device(device: &Device) -> Option<Gpu> {
 }
 
 /// An address in the memory of the GPU.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct Pointer(pub u64);
 
@@ -260,11 +260,8 @@ impl Gpu {
     /// Copies the values of `from` to `to`, which has its shape and type.
     ///
     /// # Errors
-    /// Fails where shapes or types differ.
+    /// Fails where the tensors live elsewhere.
     pub fn copy_rows(&self, to: &Tensor, from: &Tensor) -> Result<()> {
-        if to.dims() != from.dims() || to.dtype() != from.dtype() {
-            bail!("copy of {from:?} to {to:?}");
-        }
         let (count, to, from) = (to.elem_count(), self.view(to)?, self.view(from)?);
         self.launch(&kernel("copy_rows", to.dtype)?, Launch::elements(count), &[arg(&to.matrix), arg(&from.matrix)])
     }
@@ -321,25 +318,136 @@ impl Gpu {
 /// Numbers that the program knows and kernels want, copied to the GPU when first asked for.
 #[derive(Default)]
 pub(crate) struct Shared {
-    buffer: OnceLock<Buffer>,
+    place: OnceLock<Place>,
+}
+
+/// Numbers on the GPU: a copy that lives as long as this, or what somebody else keeps there.
+pub(crate) enum Place {
+    Copied(Buffer),
+    Given(Pointer),
+}
+
+impl Place {
+    pub fn pointer(&self) -> Pointer {
+        match self {
+            Self::Copied(buffer) => buffer.pointer(),
+            Self::Given(pointer) => *pointer,
+        }
+    }
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.buffer.get().is_some() { "Shared(copied)" } else { "Shared" })
+        f.write_str(match self.place.get() {
+            None => "Shared",
+            Some(Place::Copied(_)) => "Shared(copied)",
+            Some(Place::Given(_)) => "Shared(given)",
+        })
     }
 }
 
 impl Shared {
+    /// Numbers that are on the GPU already, and stay there as long as this is used.
+    pub fn given(pointer: Pointer) -> Self {
+        Self { place: OnceLock::from(Place::Given(pointer)) }
+    }
+
     /// Where the copy of `values` is; they must be the same in every call.
     ///
     /// # Errors
     /// Fails where the memory is short.
     pub fn of<T: Plain>(&self, gpu: &Gpu, values: impl FnOnce() -> Vec<T>) -> Result<Pointer> {
-        if let Some(buffer) = self.buffer.get() {
-            return Ok(buffer.pointer());
+        if let Some(place) = self.place.get() {
+            return Ok(place.pointer());
         }
-        let buffer = gpu.upload(&values())?;
-        Ok(self.buffer.get_or_init(|| buffer).pointer())
+        let copied = Place::Copied(gpu.upload(&values())?);
+        Ok(self.place.get_or_init(|| copied).pointer())
+    }
+}
+
+/// Words in one place on the GPU that change between runs of recorded work.
+pub(crate) enum Inputs {
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Inputs),
+    #[cfg(all(test, emulation))]
+    Host(emulated::Bytes),
+}
+
+impl Inputs {
+    /// The address of word `index`.
+    pub fn at(&self, index: usize) -> Pointer {
+        let start: Pointer = match *self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ref inputs) => inputs.pointer(),
+            #[cfg(all(test, emulation))]
+            Self::Host(ref bytes) => Pointer(bytes.as_ptr() as u64),
+        };
+        Pointer(start.0 + 4 * index as u64)
+    }
+
+    /// Replaces the words for all that is queued from now on; what was queued before must have run.
+    ///
+    /// # Errors
+    /// Fails where the GPU has failed.
+    pub fn fill(&mut self, words: &[u32]) -> Result<()> {
+        match *self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ref mut inputs) => inputs.fill(words),
+            #[cfg(all(test, emulation))]
+            Self::Host(ref mut bytes) => {
+                bytes.fill(words);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Launches that were recorded, to be queued again at once.
+pub(crate) enum Recording {
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::CudaGraph),
+}
+
+impl Recording {
+    /// Queues the launches.
+    ///
+    /// # Errors
+    /// Fails where the GPU has failed.
+    pub fn replay(&self) -> Result<()> {
+        match *self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ref graph) => cuda::replay(graph),
+        }
+    }
+}
+
+impl Gpu {
+    /// Room for `len` words.
+    ///
+    /// # Errors
+    /// Fails where the memory is short.
+    pub fn inputs(&self, len: usize) -> Result<Inputs> {
+        match *self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ref device) => cuda::Inputs::new(device, len).map(Inputs::Cuda),
+            #[cfg(all(test, emulation))]
+            Self::Emulated => Ok(Inputs::Host(emulated::upload(&vec![0xff; 4 * len]))),
+        }
+    }
+
+    /// Records what `work` queues instead of running it. `None`: this GPU does not record.
+    ///
+    /// # Errors
+    /// Fails where `work` does, or does what cannot be recorded.
+    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Recording>> {
+        match *self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(ref device) => cuda::record(device, work).map(|graph| graph.map(Recording::Cuda)),
+            #[cfg(all(test, emulation))]
+            Self::Emulated => {
+                drop(work);
+                Ok(None)
+            }
+        }
     }
 }
