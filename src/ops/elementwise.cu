@@ -1,51 +1,49 @@
-// The gated unit of the feed-forward block, and sums.
+// The gated unit of the feed-forward block, and sums. Grid: (rows, any number of blocks for the columns).
 
 // y = silu(gate) up, from the halves of gate_up.
 template <class T> __device__ void silu_mul(Mat gate_up, Mat y) {
-    for (size_t i = thread_of_grid(); i < (size_t)y.rows * y.cols; i += threads_of_grid()) {
-        const T *row = row_of<T>(gate_up, i / y.cols) + i % y.cols;
-        float gate = to_float(row[0]), up = to_float(row[y.cols]);
-        row_of<T>(y, i / y.cols)[i % y.cols] = from_float<T>(gate / (1.0f + expf(-gate)) * up);
+    const T *from = row_of<T>(gate_up, blockIdx.x);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(i, y.cols) {
+        float gate = to_float(from[i]), up = to_float(from[y.cols + i]);
+        to[i] = from_float<T>(gate / (1.0f + expf(-gate)) * up);
     }
 }
 
 // d_gate_up = the gradient of silu_mul, given that of its result.
 template <class T> __device__ void silu_mul_backward(Mat g, Mat gate_up, Mat d_gate_up) {
-    for (size_t i = thread_of_grid(); i < (size_t)g.rows * g.cols; i += threads_of_grid()) {
-        size_t row = i / g.cols, column = i % g.cols;
-        const T *from = row_of<T>(gate_up, row) + column;
-        T *to = row_of<T>(d_gate_up, row) + column;
-        float gate = to_float(from[0]), up = to_float(from[g.cols]), upstream = to_float(row_of<T>(g, row)[column]);
+    const T *from = row_of<T>(gate_up, blockIdx.x), *upstream = row_of<T>(g, blockIdx.x);
+    T *to = row_of<T>(d_gate_up, blockIdx.x);
+    FOR_COLUMNS(i, g.cols) {
+        float gate = to_float(from[i]), up = to_float(from[g.cols + i]), by = to_float(upstream[i]);
         float s = 1.0f / (1.0f + expf(-gate));
-        to[0] = from_float<T>(upstream * up * s * (1.0f + gate * (1.0f - s)));
-        to[g.cols] = from_float<T>(upstream * gate * s);
+        to[i] = from_float<T>(by * up * s * (1.0f + gate * (1.0f - s)));
+        to[g.cols + i] = from_float<T>(by * gate * s);
     }
 }
 
 // y += x
 template <class T> __device__ void add_into(Mat y, Mat x) {
-    for (size_t i = thread_of_grid(); i < (size_t)y.rows * y.cols; i += threads_of_grid()) {
-        T *to = row_of<T>(y, i / y.cols) + i % y.cols;
-        *to = from_float<T>(to_float(*to) + to_float(row_of<T>(x, i / y.cols)[i % y.cols]));
-    }
+    const T *from = row_of<T>(x, blockIdx.x);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + to_float(from[i]));
 }
 
 // y = x
 template <class T> __device__ void copy_rows(Mat y, Mat x) {
-    for (size_t i = thread_of_grid(); i < (size_t)y.rows * y.cols; i += threads_of_grid()) {
-        row_of<T>(y, i / y.cols)[i % y.cols] = row_of<T>(x, i / y.cols)[i % y.cols];
-    }
+    const T *from = row_of<T>(x, blockIdx.x);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(i, y.cols) to[i] = from[i];
 }
 
 // y += bias in every row
 template <class T> __device__ void add_to_rows(Mat y, Mat bias) {
-    for (size_t i = thread_of_grid(); i < (size_t)y.rows * y.cols; i += threads_of_grid()) {
-        T *to = row_of<T>(y, i / y.cols) + i % y.cols;
-        *to = from_float<T>(to_float(*to) + to_float(row_of<T>(bias, 0)[i % y.cols]));
-    }
+    const T *from = row_of<T>(bias, 0);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + to_float(from[i]));
 }
 
-// sum [cols] += the sum of each column of x. Block: 8 rows of 32 threads, a column for each of the 32.
+// sum [cols] += the sum of each column of x. Block: 8 lines of 32 threads, a column for each of the 32.
 // Grid: (cols / 32, rounded up).
 template <class T> __device__ void add_column_sums(Mat x, float *sum) {
     const int LINES = 8;

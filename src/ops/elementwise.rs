@@ -23,7 +23,7 @@ pub fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     if let Some(gpu) = gpu::of(gate_up) {
         let (x, out) = (gpu.view(gate_up)?, gpu.view(&y)?);
         let kernel = typed("silu_mul", x.dtype)?;
-        gpu.launch(&kernel, Launch::elements(n * width), &[arg(&x.matrix), arg(&out.matrix)])?;
+        gpu.launch(&kernel, Launch::rows(n, width), &[arg(&x.matrix), arg(&out.matrix)])?;
         return Ok(y);
     }
     let (storage, layout) = gate_up.storage_and_layout();
@@ -57,7 +57,7 @@ pub fn silu_mul_backward(g: &Tensor, gate_up: &Tensor) -> Result<Tensor> {
     if let Some(gpu) = gpu::of(g) {
         let (up, x, out) = (gpu.view(g)?, gpu.view(gate_up)?, gpu.view(&dx)?);
         let kernel = typed("silu_mul_backward", x.dtype)?;
-        gpu.launch(&kernel, Launch::elements(n * width), &[arg(&up.matrix), arg(&x.matrix), arg(&out.matrix)])?;
+        gpu.launch(&kernel, Launch::rows(n, width), &[arg(&up.matrix), arg(&x.matrix), arg(&out.matrix)])?;
         return Ok(dx);
     }
     let (g_storage, g_layout) = g.storage_and_layout();
@@ -120,7 +120,7 @@ pub fn add_into(y: &Tensor, x: &Tensor) -> Result<()> {
     if let Some(gpu) = gpu::of(y) {
         let (to, from) = (gpu.view(y)?, gpu.view(x)?);
         let kernel = typed("add_into", to.dtype)?;
-        return gpu.launch(&kernel, Launch::elements(y.elem_count()), &[arg(&to.matrix), arg(&from.matrix)]);
+        return gpu.launch(&kernel, Launch::rows(to.rows(), to.cols()), &[arg(&to.matrix), arg(&from.matrix)]);
     }
     let (storage, layout) = x.storage_and_layout();
     let x = mat(&storage, layout)?;

@@ -1,29 +1,29 @@
-// Rows of a table, by number.
+// Rows of a table, by number. Grid, but for sums: (rows, any number of blocks for the columns).
 
 // Row i of y = row rows[i] of x.
 template <class T> __device__ void gather_rows(Mat x, const uint32_t *rows, Mat y) {
-    for (size_t i = thread_of_grid(); i < (size_t)y.rows * y.cols; i += threads_of_grid()) {
-        row_of<T>(y, i / y.cols)[i % y.cols] = row_of<T>(x, rows[i / y.cols])[i % y.cols];
-    }
+    const T *from = row_of<T>(x, rows[blockIdx.x]);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(i, y.cols) to[i] = from[i];
 }
 
 // Row rows[i] of y = row i of x.
 template <class T> __device__ void scatter_rows(Mat y, const uint32_t *rows, Mat x) {
-    for (size_t i = thread_of_grid(); i < (size_t)x.rows * x.cols; i += threads_of_grid()) {
-        row_of<T>(y, rows[i / x.cols])[i % x.cols] = row_of<T>(x, i / x.cols)[i % x.cols];
-    }
+    const T *from = row_of<T>(x, blockIdx.x);
+    T *to = row_of<T>(y, rows[blockIdx.x]);
+    FOR_COLUMNS(i, x.cols) to[i] = from[i];
 }
 
 // Rows of x that go to the same row: numbers starts[i]..starts[i + 1] of `order` go to row targets[i].
-// sum[target] += their sum, in order. Grid: (targets, columns / threads of a block, rounded up).
+// sum[target] += their sum, in order. Grid: (targets, any number of blocks for the columns).
 template <class S, class T>
 __device__ void add_rows(Mat sum, const uint32_t *targets, const uint32_t *starts, const uint32_t *order, Mat x) {
-    uint32_t column = blockIdx.y * blockDim.x + threadIdx.x;
-    if (column >= x.cols) return;
-    float own = 0;
-    for (uint32_t i = starts[blockIdx.x]; i < starts[blockIdx.x + 1]; i++) own += to_float(row_of<T>(x, order[i])[column]);
-    S *to = row_of<S>(sum, targets[blockIdx.x]) + column;
-    *to = from_float<S>(to_float(*to) + own);
+    S *to = row_of<S>(sum, targets[blockIdx.x]);
+    FOR_COLUMNS(column, x.cols) {
+        float own = 0;
+        for (uint32_t i = starts[blockIdx.x]; i < starts[blockIdx.x + 1]; i++) own += to_float(row_of<T>(x, order[i])[column]);
+        to[column] = from_float<S>(to_float(to[column]) + own);
+    }
 }
 
 // Into a gradient of a weight, which is f32.

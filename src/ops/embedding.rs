@@ -63,7 +63,7 @@ pub fn scatter_rows(target: &Tensor, rows: &RowNumbers<'_>, x: &Tensor) -> Resul
         check_scatter(rows.rows, (from.rows(), from.cols()), to.cols())?;
         let numbers = rows.on_gpu.of(&gpu, || rows.rows.to_vec())?;
         let args = [arg(&to.matrix), arg(&numbers), arg(&from.matrix)];
-        return gpu.launch(&typed("scatter_rows", to.dtype)?, Launch::elements(x.elem_count()), &args);
+        return gpu.launch(&typed("scatter_rows", to.dtype)?, Launch::rows(from.rows(), from.cols()), &args);
     }
     into_rows(target, rows.rows, x, <[f32]>::copy_from_slice)
 }
@@ -93,7 +93,7 @@ fn gather_on_gpu(gpu: &Gpu, x: &Tensor, rows: &RowNumbers<'_>) -> Result<Tensor>
     let y = unset(rows.rows.len(), from.cols(), x)?;
     let (to, numbers) = (gpu.view(&y)?, rows.on_gpu.of(gpu, || rows.rows.to_vec())?);
     let args = [arg(&from.matrix), arg(&numbers), arg(&to.matrix)];
-    gpu.launch(&typed("gather_rows", from.dtype)?, Launch::elements(y.elem_count()), &args)?;
+    gpu.launch(&typed("gather_rows", from.dtype)?, Launch::rows(to.rows(), to.cols()), &args)?;
     Ok(y)
 }
 
@@ -116,8 +116,7 @@ fn scatter_add_on_gpu(gpu: &Gpu, sum: &Tensor, rows: &[u32], x: &Tensor) -> Resu
     let (targets, starts, order) = (gpu.upload(&targets)?, gpu.upload(&starts)?, (gpu.upload(&order)?, targets.len()));
     let of_a_weight = to.dtype == DType::F32 && from.dtype != DType::F32;
     let name = if of_a_weight { "scatter_add_gradient" } else { "scatter_add_rows" };
-    let mut launch = Launch::blocks(order.1);
-    launch.blocks[1] = (from.cols() as u32).div_ceil(launch.threads);
+    let launch = Launch::rows(order.1, from.cols());
     let pointers = (targets.pointer(), starts.pointer(), order.0.pointer());
     let args = [arg(&to.matrix), arg(&pointers.0), arg(&pointers.1), arg(&pointers.2), arg(&from.matrix)];
     gpu.launch(&typed(name, from.dtype)?, launch, &args)

@@ -233,7 +233,7 @@ impl OnGpu {
         let [targets, logprobs, entropies] = [&self.targets, &self.logprobs, &self.entropies].map(|b| b.at(start, 4));
         let view = self.gpu.view(z)?;
         let args = [arg(&view.matrix), arg(&targets), arg(&self.temperature), arg(&logprobs), arg(&entropies)];
-        self.gpu.launch("token_logprobs", Launch::blocks(view.rows()), &args)
+        self.gpu.launch("token_logprobs", Launch::wide(view.rows()), &args)
     }
 
     /// [`OnGpu::score`], and the gradient with respect to the logits, in the type of `like`.
@@ -253,7 +253,7 @@ impl OnGpu {
             arg(&logprobs),
             arg(&entropies),
         ];
-        self.gpu.launch(&typed("logits_gradient", like.dtype())?, Launch::blocks(view.rows()), &args)?;
+        self.gpu.launch(&typed("logits_gradient", like.dtype())?, Launch::wide(view.rows()), &args)?;
         Ok(dz)
     }
 
@@ -267,7 +267,8 @@ impl OnGpu {
 
 fn tile_rows(vocab: usize, on_gpu: bool) -> usize {
     if on_gpu {
-        return gpu::BLOCK_ROWS;
+        // The gradient of the head is read and written once a tile.
+        return 2 * gpu::BLOCK_ROWS;
     }
     (TILE_BYTES / (4 * vocab.max(1))).clamp(1, MAX_TILE_ROWS)
 }

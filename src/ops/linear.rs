@@ -40,7 +40,7 @@ impl Linear {
         if let Some(gpu) = gpu::of(y) {
             let (y, bias) = (gpu.view(y)?, gpu.view(bias.value())?);
             let kernel = typed("add_to_rows", y.dtype)?;
-            return gpu.launch(&kernel, Launch::elements(y.rows() * y.cols()), &[arg(&y.matrix), arg(&bias.matrix)]);
+            return gpu.launch(&kernel, Launch::rows(y.rows(), y.cols()), &[arg(&y.matrix), arg(&bias.matrix)]);
         }
         let (storage, layout) = bias.value().storage_and_layout();
         let bias = mat(&storage, layout)?;

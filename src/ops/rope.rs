@@ -76,7 +76,7 @@ impl RopeTable {
                 let Some(gpu) = gpu::of(x) else { bail!("rope: angles of another device") };
                 let (x, half, angles) = (gpu.view(x)?, half as u32, [positions.pointer(), inv_freq.pointer()]);
                 let args = [arg(&x.matrix), arg(&angles[0]), arg(&angles[1]), arg(&half), arg(&sign)];
-                gpu.launch(&typed("rope", x.dtype)?, Launch::elements(rows * cols / 2), &args)
+                gpu.launch(&typed("rope", x.dtype)?, Launch::rows(rows, cols / 2), &args)
             }
         }
     }

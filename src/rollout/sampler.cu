@@ -35,7 +35,7 @@ struct Row {
     __device__ float weight(uint32_t i) const { return expf(score(i) - most); }
 };
 
-const int SAMPLE_THREADS = 256;
+const int SAMPLE_THREADS = 1024;
 const int DIGIT = 8, BINS = 1 << DIGIT;
 
 // The least threshold that keeps `wanted`: a count of tokens (with all that are tied with the last), or a mass (with as

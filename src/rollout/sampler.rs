@@ -244,7 +244,7 @@ fn sample_rows(
     let (view, scores) = (gpu.view(z)?, gpu.view(&scores)?);
     let args =
         [arg(&view.matrix), arg(&scores.matrix), arg(&pointers.0), arg(&settings), arg(&pointers.1), arg(&pointers.2)];
-    gpu.launch("sample", Launch::blocks(rows), &args)?;
+    gpu.launch("sample", Launch::wide(rows), &args)?;
     let (ids, logprobs) = (gpu.download::<u32>(&ids, rows)?, gpu.download::<f32>(&logprobs, rows)?);
     Ok(ids.into_iter().zip(logprobs).map(|(id, logprob)| (id != u32::MAX).then_some((id, logprob))).collect())
 }
@@ -261,7 +261,7 @@ fn penalize_on_gpu(gpu: &Gpu, z: &Tensor, seen: &[Vec<u32>], penalty: f32) -> Re
     let (starts, ids) = (gpu.upload(&starts)?, gpu.upload(&ids)?);
     let (from, to, starts, ids) = (gpu.view(z)?, gpu.view(&scores)?, starts.pointer(), ids.pointer());
     let args = [arg(&from.matrix), arg(&to.matrix), arg(&starts), arg(&ids), arg(&penalty)];
-    gpu.launch("penalize", Launch::blocks(z.dim(0)?), &args)?;
+    gpu.launch("penalize", Launch::wide(z.dim(0)?), &args)?;
     Ok(scores)
 }
 

@@ -45,6 +45,11 @@ template <class T> __device__ inline T from_float(float x);
 template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16(x); }
 
+// Columns of a row, shared out among the threads of all blocks with this blockIdx.x, which is the row.
+#define FOR_COLUMNS(column, cols)                                                                                      \
+    for (size_t column = (size_t)blockIdx.y * blockDim.x + threadIdx.x; column < (cols);                               \
+         column += (size_t)gridDim.y * blockDim.x)
+
 // Number of this thread among those of the grid, and how many there are: for loops over elements.
 __device__ inline size_t thread_of_grid() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline size_t threads_of_grid() { return (size_t)gridDim.x * blockDim.x; }

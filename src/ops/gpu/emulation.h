@@ -52,6 +52,7 @@ struct Block {
     std::vector<unsigned char> exchange;
     std::vector<unsigned> turns;
     unsigned current;
+    uint64_t random;
     jmp_buf scheduler;
     void (*body)(void *);
     void *argument;
@@ -127,7 +128,11 @@ inline void run_block() {
     }
     for (;;) {
         bool alive = false;
-        for (unsigned t = 0; t < threads; t++) {
+        // Now forward, now backward, at random: results must not depend on who comes first.
+        b.random = b.random * 6364136223846793005u + 1442695040888963407u;
+        bool backward = b.random >> 63;
+        for (unsigned i = 0; i < threads; i++) {
+            unsigned t = backward ? threads - 1 - i : i;
             Fiber &f = b.fibers[t];
             if (f.done) continue;
             alive = true;

@@ -167,11 +167,27 @@ pub(crate) struct Launch {
 
 /// Threads of a block where nothing asks for another number.
 const THREADS: u32 = 256;
+/// The most that there can be.
+const MAX_THREADS: u32 = 1024;
+/// The most blocks in the second direction of a grid.
+const MAX_ACROSS: usize = 65_535;
 
 impl Launch {
     /// A thread an element, up to a number of blocks that fills any GPU: kernels go on in steps of the grid.
     pub fn elements(count: usize) -> Self {
         Self::blocks(count.div_ceil(THREADS as usize).min(1 << 14))
+    }
+
+    /// Blocks for each row, each with several columns a thread.
+    pub fn rows(rows: usize, cols: usize) -> Self {
+        const COLUMNS: usize = 4 * THREADS as usize;
+        let across = cols.div_ceil(COLUMNS).min(MAX_ACROSS) as u32;
+        Self { blocks: [rows as u32, across, 1], threads: THREADS, shared: 0 }
+    }
+
+    /// A wide block for each row: few rows, each of a whole vocabulary.
+    pub fn wide(rows: usize) -> Self {
+        Self { blocks: [rows as u32, 1, 1], threads: MAX_THREADS, shared: 0 }
     }
 
     /// This many blocks.
@@ -262,8 +278,9 @@ impl Gpu {
     /// # Errors
     /// Fails where the tensors live elsewhere.
     pub fn copy_rows(&self, to: &Tensor, from: &Tensor) -> Result<()> {
-        let (count, to, from) = (to.elem_count(), self.view(to)?, self.view(from)?);
-        self.launch(&kernel("copy_rows", to.dtype)?, Launch::elements(count), &[arg(&to.matrix), arg(&from.matrix)])
+        let (to, from) = (self.view(to)?, self.view(from)?);
+        let args = [arg(&to.matrix), arg(&from.matrix)];
+        self.launch(&kernel("copy_rows", to.dtype)?, Launch::rows(to.rows(), to.cols()), &args)
     }
 
     /// A copy of `values` on the GPU.
