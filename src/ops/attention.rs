@@ -241,7 +241,7 @@ mod tests {
         for (row, context) in contexts.iter().enumerate() {
             context.rows().for_each(|key| mask[row * n + key] = 0.0);
         }
-        let mask = Tensor::from_vec(mask, (n, n), qkv.device())?;
+        let mask = Tensor::from_vec(mask, (n, n), qkv.device())?.to_dtype(qkv.dtype())?;
         let mut outs = Vec::new();
         for head in 0..heads.num_heads {
             let q = qkv.narrow(1, head * e, e)?;

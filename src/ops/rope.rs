@@ -114,7 +114,7 @@ fn reference(x: &Tensor, inv_freq: &[f32], positions: &[u32]) -> Result<Tensor> 
     let freqs = Tensor::new(inv_freq, x.device())?.reshape((1, half))?;
     let positions: Vec<f32> = positions.iter().map(|p| *p as f32).collect();
     let angles = Tensor::new(positions, x.device())?.reshape((n, 1))?.broadcast_mul(&freqs)?;
-    let angles = Tensor::cat(&[&angles, &angles], 1)?.reshape((n, 1, 2 * half))?;
+    let angles = Tensor::cat(&[&angles, &angles], 1)?.reshape((n, 1, 2 * half))?.to_dtype(x.dtype())?;
     let x = x.reshape((n, heads, 2 * half))?;
     let turned = Tensor::cat(&[&x.narrow(2, half, half)?.neg()?, &x.narrow(2, 0, half)?], 2)?;
     (x.broadcast_mul(&angles.cos()?)? + turned.broadcast_mul(&angles.sin()?)?)?.reshape((n, c))

@@ -2,7 +2,7 @@
 
 use super::simd::limit;
 use crate::rng::{self, Stream};
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use std::cell::RefCell;
 
 /// A tensor of standard normal values, named by its seed.
@@ -12,15 +12,17 @@ pub(crate) fn random(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(values, shape, &device()).expect("the count matches the shape")
 }
 
+/// The values in f64, for a reference.
 pub(crate) fn variable(tensor: &Tensor) -> Var {
-    Var::from_tensor(tensor).expect("a float tensor")
+    tensor.to_dtype(DType::F64).and_then(|wide| Var::from_tensor(&wide)).expect("a float tensor")
 }
 
 /// The largest difference, relative to the largest value of `b` (or 1 where that is smaller).
 pub(crate) fn difference(a: &Tensor, b: &Tensor) -> f32 {
     let difference = || -> Result<f32> {
+        let (a, b) = (a.to_dtype(DType::F32)?, b.to_dtype(DType::F32)?);
         let scale = b.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?.max(1.0);
-        Ok((a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? / scale)
+        Ok((a - &b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()? / scale)
     };
     difference().expect("tensors of one shape")
 }
@@ -32,9 +34,9 @@ pub(crate) fn assert_close(a: &Tensor, b: &Tensor, tolerance: f32) {
     assert!(difference <= tolerance, "differ by {difference:e}, more than {tolerance:e}");
 }
 
-/// The gradients of `sum(y * upstream)` with respect to `vars`, by candle's own automatic differentiation.
+/// The gradients, f64, of `sum(y * upstream)` with respect to `vars`, by candle's own automatic differentiation.
 pub(crate) fn reference_gradients(y: &Tensor, upstream: &Tensor, vars: &[&Var]) -> Result<Vec<Tensor>> {
-    let grads = (y * upstream)?.sum_all()?.backward()?;
+    let grads = (y * upstream.to_dtype(DType::F64)?)?.sum_all()?.backward()?;
     Ok(vars.iter().map(|v| grads.get(v).expect("the variable is part of the graph").clone()).collect())
 }
 
