@@ -190,16 +190,19 @@ mod cuda {
         }
     }
 
-    /// What the pool, from which all tensors come, has held at most.
+    /// What the pools of tensors and of recorded work have held at most.
     pub(super) fn peak_memory(device: &CudaDevice) -> Option<u64> {
-        let mut bytes = 0u64;
+        let (mut bytes, mut recorded) = (0u64, 0u64);
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
-        // SAFETY: the device is open, and the attribute is a number of 64 bits.
+        let of_graphs = sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_HIGH;
+        let device = device.cuda_stream().context().cu_device();
+        // SAFETY: the device is open, and the attributes are numbers of 64 bits.
         unsafe {
-            let pool = result::device::get_default_mem_pool(device.cuda_stream().context().cu_device()).ok()?;
+            let pool = result::device::get_default_mem_pool(device).ok()?;
             sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result().ok()?;
+            sys::cuDeviceGetGraphMemAttribute(device, of_graphs, (&raw mut recorded).cast()).result().ok()?;
         }
-        Some(bytes)
+        Some(bytes + recorded)
     }
 
     pub(super) fn available_memory(device: &CudaDevice) -> Option<usize> {

@@ -66,7 +66,9 @@ def grpo_steps(job):
             # Masters are f32 on both sides.
             model_init_kwargs={"dtype": "float32"},
             gradient_checkpointing=False,
-            per_device_train_batch_size=completions,
+            # A GPU does not hold the logits of all completions at once.
+            per_device_train_batch_size=job["group"] if ON_GPU else completions,
+            gradient_accumulation_steps=job["prompts"] if ON_GPU else 1,
             num_generations=job["group"],
             max_completion_length=job["completion"],
             generation_kwargs={"min_new_tokens": job["completion"]},

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_models
 import ours
 from checks import Part
 from process import NotMeasured, run
@@ -16,7 +15,12 @@ PEER = Path(__file__).resolve().parent.parent / "bench" / "peer.py"
 CUDA = 'device = "cuda"\n'
 
 
+LONG_PROMPT, SFT_TOKENS = 256, 128  # as make_models.py writes them
+
+
 def model(setup, name):
+    import make_models
+
     make_models.make(setup.models, name)
     return setup.models / name
 
@@ -84,7 +88,7 @@ def decoding(setup):
     work = job(folder, "decode", "prompts-long.jsonl", prompts=8, group=8, completion=256)
     secs = ours.secs(work, our_steps(setup, work))
     yield ratio_row(f"decode 64 rows to a context of 512, {HALF}", secs, peer(work)[0], 5, "s")
-    rows, prompt, new = 256, make_models.LONG_PROMPT, 256
+    rows, prompt, new = 256, LONG_PROMPT, 256
     wide = job(folder, "decode", "prompts-long.jsonl", prompts=32, group=8, completion=new)
     secs = ours.secs(wide, our_steps(setup, wide))
     contexts = sum(prompt + i for i in range(new))
@@ -96,7 +100,7 @@ def decoding(setup):
 def training(setup):
     """Forward and backward on 16k tokens; 6 operations a parameter and token, attention not counted."""
     folder, rows = model(setup, ONE_AND_A_HALF), 128
-    tokens = rows * make_models.SFT_TOKENS
+    tokens = rows * SFT_TOKENS
     work = job(folder, "train", "texts.jsonl", prompts=rows, completion=None)
     more = f"max_tokens_per_micro_batch = {tokens}\ngradient_checkpointing = false\n"
     steps = our_steps(setup, work, more)
@@ -118,7 +122,7 @@ def grpo(setup):
     folder = model(setup, HALF)
     work = job(folder, "step", prompts=16, group=16, completion=256, steps=1)
     steps = our_steps(setup, work)
-    gap = max(step.get("sampling/sampling_logp_difference/max", 0.0) for step in steps)
+    gap = max(step["sampling/sampling_logp_difference/max"] for step in steps)
     yield "log-probs of sampler and trainer, largest difference", f"{gap:.2g}", "0", gap == 0.0
     try:
         secs, peer_memory = peer(work)

@@ -85,10 +85,13 @@ pub(crate) fn on_gpu<R>(f: impl FnOnce() -> R) -> R {
     panic!("these tests were built without a C++ compiler and need a GPU");
 }
 
-/// The GPU of this machine.
+/// The GPU of this machine; with `GPU_TESTS` in the environment there must be one. Tests that use it run one at a time
+/// (`--test-threads 1`): they share a stream.
 #[cfg(feature = "cuda")]
-static GPU: std::sync::LazyLock<Option<Device>> =
-    std::sync::LazyLock::new(|| crate::device::open(crate::device::DeviceKind::Cuda).ok());
+static GPU: std::sync::LazyLock<Option<Device>> = std::sync::LazyLock::new(|| {
+    let gpu = crate::device::open(crate::device::DeviceKind::Cuda);
+    if std::env::var_os("GPU_TESTS").is_some() { Some(gpu.expect("a GPU")) } else { gpu.ok() }
+});
 
 /// Runs `f` with the vector instructions of this machine and with fewer, and checks that the results have the same bits.
 pub(crate) fn assert_level_invariant(f: impl Fn() -> Vec<Tensor>) {

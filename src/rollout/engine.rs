@@ -9,6 +9,7 @@ use super::{Completion, RolloutError, RolloutGroup, RolloutRequest};
 use crate::device::available_memory;
 use crate::model::{Decoder, DecodingModel, KvCache, ModelConfig, NewTokens, RecordedModel};
 use crate::ops::attention::Context;
+use crate::ops::embedding::gather_rows;
 use crate::rng::{self, Stream};
 use crate::text::{FinishReason, StopRules, StopState, Tokenizer};
 use candle_core::{DType, Tensor};
@@ -310,7 +311,7 @@ impl<'a, 'e> Run<'a, 'e> {
         let hidden = self.engine.decoder.forward_cached(&ids, &positions, &mut self.cache, &rows, &contexts)?;
         self.stats.tokens_forwarded += ids.len();
         for (request, block, last) in lasts {
-            let last_hidden = hidden.narrow(0, last, 1)?.copy()?;
+            let last_hidden = gather_rows(&hidden, &[last as u32])?;
             let unfinished = self.requests[request].num_generations;
             self.prefilled[request] = Some(Prefilled { block, last_hidden, unfinished });
         }

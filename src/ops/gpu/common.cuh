@@ -23,17 +23,19 @@ struct Mat {
     uint64_t stride;
 };
 
+const int MOST_THREADS = 1024; // of a block
+
 // The kernels `name_f32` and `name_bf16` from a function template `name<T>`.
 #define KERNELS(name, params, args)                                                                                    \
-    extern "C" __global__ void name##_f32 params { name<float> args; }                                                 \
-    extern "C" __global__ void name##_bf16 params { name<bf16> args; }                                                 \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS) name##_f32 params { name<float> args; }                 \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS) name##_bf16 params { name<bf16> args; }                 \
     EXPORT(name##_f32) EXPORT(name##_bf16)
 
 // A kernel whose types are fixed; its body follows.
 #define KERNEL(name, params)                                                                                           \
-    extern "C" __global__ void name params;                                                                            \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS) name params;                                            \
     EXPORT(name)                                                                                                       \
-    extern "C" __global__ void name params
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS) name params
 
 template <class T> __device__ inline T *row_of(const Mat &m, size_t row) {
     return (T *)m.data + row * m.stride;

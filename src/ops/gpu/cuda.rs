@@ -47,17 +47,26 @@ pub(super) fn function(device: &CudaDevice, name: &str) -> Result<CudaFunction> 
     Ok(function)
 }
 
-/// Shared memory that a block gets without asking.
-const SHARED_BY_DEFAULT: u32 = 48 << 10;
+/// Dynamic shared memory that a block gets without asking: 48 KB, less what kernels declare themselves.
+const SHARED_BY_DEFAULT: u32 = 40 << 10;
 
 pub(super) fn launch(device: &CudaDevice, kernel: &str, launch: Launch, args: &[Arg<'_>]) -> Result<()> {
     let function = function(device, kernel)?;
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
     if launch.shared > SHARED_BY_DEFAULT {
+        let limit = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let limit = stream.context().attribute(limit).w()?;
+        if i64::from(launch.shared) > i64::from(limit) {
+            bail!(
+                "{kernel} needs {} bytes of shared memory, and this GPU has {limit}: heads this wide need dtype = \"bf16\" \
+                 or a GPU with more",
+                launch.shared
+            );
+        }
         let size = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(size, launch.shared as i32).w()?;
     }
-    let stream = device.cuda_stream();
-    stream.context().bind_to_thread().w()?;
     let mut params: Vec<*mut c_void> = args.iter().map(|arg| arg.0.cast_mut()).collect();
     let [x, y, z] = launch.blocks;
     let (blocks, threads) = ((x, y, z), (launch.threads, 1, 1));
@@ -129,8 +138,10 @@ pub(super) fn record(device: &CudaDevice, work: impl FnOnce() -> Result<()>) -> 
     let stream = device.cuda_stream();
     stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).w()?;
     let done = work();
-    // The capture ends whatever the work did.
+    // The capture ends whatever the work did; an error that a tensor's end has left behind would keep it open.
+    let _ = stream.context().check_err();
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
+    let _ = stream.context().check_err();
     done?;
     graph
 }

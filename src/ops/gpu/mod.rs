@@ -216,6 +216,8 @@ impl Gpu {
     pub fn view<'a>(&self, tensor: &'a Tensor) -> Result<View<'a>> {
         let (storage, layout) = tensor.storage_and_layout();
         let (offset, rows, cols, stride) = geometry(layout)?;
+        // One row of a wider matrix is laid out as many are: products must not be told another stride for it.
+        let stride = if let [wide, _] = *layout.stride() { wide.max(cols) } else { stride };
         let (start, len): (Pointer, usize) = match *self {
             #[cfg(feature = "cuda")]
             Self::Cuda(ref device) => cuda::storage(device, &storage)?,
