@@ -268,11 +268,11 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
 }
 
 fn trackers(config: &RunConfig) -> Vec<Problem> {
-    let unknown = config.report_to.iter().filter(|name| name.as_str() != "none");
+    let unknown = config.report_to.iter().filter(|name| !["none", "tensorboard"].contains(&name.as_str()));
     unknown
         .map(|name| {
             let message = format!("`report_to` names \"{name}\", which this version cannot write to");
-            let help = "leave it out: metrics.jsonl and completions.jsonl are written to `output_dir`";
+            let help = "take \"tensorboard\", or leave it out: metrics.jsonl and completions.jsonl are always written";
             Problem::new(&["report_to"], message).help(help)
         })
         .collect()

@@ -305,12 +305,12 @@ pub struct RunConfig {
     pub save_steps: u64,
     /// Checkpoints kept, the newest ones and the best; 0 keeps all. Default `3`: disks are finite.
     pub save_total_limit: usize,
-    /// Where metrics go besides the output folder: `[]` or `["none"]`; other trackers are not supported yet.
-    /// Default `[]`: metrics.jsonl and completions.jsonl are always written.
+    /// Where metrics go besides metrics.jsonl and completions.jsonl: `["tensorboard"]` writes event files below
+    /// `output_dir/runs`; other trackers are not supported yet. Default `[]`: the two files are always written.
     pub report_to: Vec<String>,
     /// Name of the project the run belongs to, kept in each checkpoint's `run_config.toml`. Default none: no project.
     pub project: Option<String>,
-    /// Name of the run, kept in each checkpoint's `run_config.toml`. Default none: no name.
+    /// Name of the run, kept in each checkpoint's `run_config.toml`, and its folder of event files. Default none: no name.
     pub run_name: Option<String>,
 }
 

@@ -16,7 +16,7 @@ use crate::io::{DirLock, sha256_file, write_atomic};
 use crate::model::{Params, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
 use crate::reward::WeightedRewards;
-use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, Summary};
+use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, Summary, TensorBoardSink};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{
     ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, TrainError, Trainer, restore, restore_reference,
@@ -105,6 +105,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         },
         metrics: JsonlSink::open(&settings.output_dir.join("metrics.jsonl"), state.metrics_bytes)?,
         completions: CompletionsSink::open(&settings.output_dir.join("completions.jsonl"), state.completions_bytes)?,
+        trackers: trackers(settings, state.step)?,
         console: Console::new(max_steps, state.step, settings.logging_steps),
         state,
         history,
@@ -266,6 +267,18 @@ fn policy(
         gradient_checkpointing: memory.gradient_checkpointing,
     };
     Ok((Policy::new(decoder, config)?, dtype))
+}
+
+/// Where metrics go besides the files that every run writes.
+fn trackers(settings: &RunConfig, step: u64) -> Result<Vec<Box<dyn MetricSink>>, RecipeError> {
+    let open = |name: &String| -> Option<Result<Box<dyn MetricSink>, RecipeError>> {
+        // Other names were refused with the configuration.
+        (name == "tensorboard").then(|| {
+            let folder = settings.output_dir.join("runs").join(settings.run_name.as_deref().unwrap_or("run"));
+            Ok(Box::new(TensorBoardSink::open(&folder, step)?) as Box<dyn MetricSink>)
+        })
+    };
+    settings.report_to.iter().filter_map(open).collect()
 }
 
 fn save_dtype(settings: &RunConfig, base: SavedDtype) -> SavedDtype {

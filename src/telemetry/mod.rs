@@ -1,18 +1,20 @@
 //! What a run reports: typed metrics, the files they go to, the terminal, and loud warnings.
 //!
-//! Owns the formats of `metrics.jsonl` and `completions.jsonl` and what is drawn on stderr. It is told numbers and
+//! Owns the formats of `metrics.jsonl` and `completions.jsonl`, TensorBoard's event files and what is drawn on stderr. It is told numbers and
 //! texts and computes none of them; the trainer decides when to log.
 
 mod console;
 mod jsonl;
 mod metrics;
 mod summary;
+mod tensorboard;
 mod watch;
 
 pub use console::{Console, LogWriter};
 pub use jsonl::{CompletionRecord, CompletionsSink, JsonlSink};
 pub use metrics::StepMetrics;
 pub use summary::{EvalFigures, Summary};
+pub use tensorboard::TensorBoardSink;
 pub use watch::{NonFinite, StepFacts, Warning, Watch};
 
 use crate::error::{Diagnose, Exit};
@@ -43,6 +45,12 @@ impl Diagnose for TelemetryError {
 pub trait MetricSink {
     /// Takes the metrics of a step (1-based: the number of optimizer steps done).
     fn log(&mut self, step: u64, metrics: &StepMetrics) -> Result<(), TelemetryError>;
+
+    /// Takes a completion that the run shows to people.
+    fn completion(&mut self, record: &CompletionRecord<'_>) -> Result<(), TelemetryError> {
+        let _ = record;
+        Ok(())
+    }
 
     /// Makes what was logged durable; called before a checkpoint is committed.
     fn flush(&mut self) -> Result<(), TelemetryError>;

@@ -104,6 +104,8 @@ pub struct Trainer {
     pub evaluate: Option<Evaluate>,
     pub metrics: JsonlSink,
     pub completions: CompletionsSink,
+    /// Where `report_to` says that metrics go, too.
+    pub trackers: Vec<Box<dyn MetricSink>>,
     pub console: Console,
     pub stop: StopSignal,
     /// The resolved settings as TOML, saved with each checkpoint.
@@ -130,7 +132,7 @@ impl Trainer {
             let mut metrics = StepMetrics::new();
             self.state.before = self.evaluate_into(&mut metrics)?;
             if self.state.before.is_some() {
-                self.metrics.log(0, &metrics)?;
+                self.log(0, &metrics)?;
             }
         }
         let mut watch = Watch::default();
@@ -223,7 +225,7 @@ impl Trainer {
             }
         }
         self.log_completions(&output.completions)?;
-        self.metrics.log(step, &metrics)?;
+        self.log(step, &metrics)?;
         self.console.log(step, &metrics)?;
         self.history.epoch = metrics.value("epoch").unwrap_or(0.0);
         self.history.push_history(step, self.history.epoch, &metrics);
@@ -251,10 +253,15 @@ impl Trainer {
         self.log_completions(&samples)
     }
 
+    fn log(&mut self, step: u64, metrics: &StepMetrics) -> Result<(), TrainError> {
+        self.metrics.log(step, metrics)?;
+        Ok(self.trackers.iter_mut().try_for_each(|tracker| tracker.log(step, metrics))?)
+    }
+
     fn log_completions(&mut self, records: &[LoggedCompletion]) -> Result<(), TrainError> {
         for record in records {
             let rewards: Vec<(&str, Option<f64>)> = record.rewards.iter().map(|(n, s)| (n.as_str(), *s)).collect();
-            self.completions.log(&CompletionRecord {
+            let record = CompletionRecord {
                 step: record.step,
                 prompt: &record.prompt,
                 completion: &record.completion,
@@ -262,7 +269,9 @@ impl Trainer {
                 reward: record.reward,
                 advantage: record.advantage,
                 finish_reason: record.finish_reason.as_str(),
-            })?;
+            };
+            self.completions.log(&record)?;
+            self.trackers.iter_mut().try_for_each(|tracker| tracker.completion(&record))?;
         }
         Ok(())
     }
@@ -276,6 +285,7 @@ impl Trainer {
         Phase::Save.begin(self.state.step);
         self.metrics.flush()?;
         self.completions.flush()?;
+        self.trackers.iter_mut().try_for_each(|tracker| tracker.flush())?;
         self.state.metrics_bytes = self.metrics.bytes();
         self.state.completions_bytes = self.completions.bytes();
         self.history.global_step = self.state.step;
