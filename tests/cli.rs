@@ -206,3 +206,39 @@ fn texts_have_a_perplexity() {
     let missing = output(&["eval", "data/starter", other, "--text", "no/such.txt"]);
     assert_ne!(missing.status.code(), Some(0));
 }
+
+/// What `doctor` says of this machine can be read by a program, and never holds the token.
+#[test]
+fn the_doctor_tells_what_there_is() {
+    let cache = tempfile::tempdir().unwrap();
+    let ask = |args: &[&str]| {
+        let mut command = candlewick(args);
+        command.env("HF_TOKEN", "hf_secret").env("HF_HUB_CACHE", cache.path().join("not/made/yet"));
+        command.output().unwrap()
+    };
+    let (table, json) = (ask(&["doctor"]), ask(&["doctor", "--json"]));
+    for output in [&table, &json] {
+        assert_eq!(output.status.code(), Some(0));
+        assert!(!text(&output.stdout).contains("hf_secret") && text(&output.stderr).is_empty());
+    }
+    assert!(text(&table.stdout).contains("token        present\n"));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(json["hub"]["token"], true);
+    assert_eq!(json["gpu"]["built"], cfg!(feature = "cuda"));
+    assert!(json["threads"].as_u64() > Some(0) && json["memory_bytes"].as_u64() > Some(0));
+    // The folder is not there: the disk is that of the nearest one above it.
+    assert_eq!(json["disks"][1]["folder"], cache.path().to_str().unwrap());
+    assert!(json["disks"][1]["free_bytes"].as_u64() > Some(0));
+}
+
+#[test]
+fn every_shell_gets_completions_that_name_the_verbs() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = output(&["completions", shell]);
+        assert_eq!(script.status.code(), Some(0), "{shell}");
+        for verb in ["train", "eval", "generate", "doctor", "--max-completion-length"] {
+            assert!(text(&script.stdout).contains(verb.trim_start_matches('-')), "{shell}: {verb}");
+        }
+    }
+}

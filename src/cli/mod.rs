@@ -3,8 +3,10 @@
 //! Owns arguments, help texts and what goes to stdout and stderr. Data goes to stdout, everything else to stderr. No
 //! verb has logic of its own: what one can do, a library user can.
 
+mod completions;
 mod config;
 mod data;
+mod doctor;
 mod eval;
 mod failure;
 mod generate;
@@ -43,6 +45,8 @@ enum Verb {
     Generate(generate::GenerateArgs),
     Config(config::ConfigArgs),
     Data(data::DataArgs),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 /// Parses the arguments and runs the verb.
@@ -62,6 +66,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure
         Verb::Generate(args) => generate::run(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Data(args) => data::run(args),
+        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Completions(args) => completions::run(&args),
     }
 }
 

@@ -117,3 +117,15 @@ impl Weight {
 pub fn check_kernels(device: &candle_core::Device) -> Result<()> {
     gpu::of_device(device).map_or(Ok(()), |gpu| gpu.check())
 }
+
+/// The vector instructions that the kernels on the CPU use.
+#[must_use]
+pub fn instructions() -> &'static str {
+    match simd::level() {
+        simd::Level::Plain => "plain",
+        #[cfg(target_arch = "x86_64")]
+        simd::Level::Avx2 => "AVX2",
+        #[cfg(target_arch = "x86_64")]
+        simd::Level::Avx512 => "AVX-512",
+    }
+}

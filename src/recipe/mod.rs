@@ -6,6 +6,7 @@
 
 mod base;
 mod corpus;
+mod doctor;
 mod error;
 mod evaluate;
 mod evaluator;
@@ -18,6 +19,7 @@ mod start;
 mod train;
 
 pub use corpus::{PerplexityOptions, perplexity};
+pub use doctor::Doctor;
 pub use error::RecipeError;
 pub use evaluate::{EvaluateOptions, Evaluation, Perplexities, evaluate, evaluate_models, perplexities};
 pub use generate::{GenerateOptions, generate};
