@@ -2,7 +2,8 @@
 
     python scripts/check_tensorboard.py RUN_FOLDER
 
-The run must have been made with `report_to = ["tensorboard"]`; it may have been resumed. Made for tensorboard 2.21.0 (with setuptools).
+The run must have been made with `report_to = ["tensorboard"]`; it may have been resumed. Made for tensorboard 2.21.0
+(with setuptools).
 Exit code 0 when every value agrees, 1 otherwise.
 """
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is accepted, in the order of cost. Needs Rust with rustfmt and clippy, and
-# a C++ compiler (it runs the kernels of the GPU), and Python 3 for one step, which installs two packages for itself; no
-# GPU. Every cargo call uses the release profile, so
-# that the dependencies are built once.
+# Everything that must hold before a change is accepted, in the order of cost. Needs Rust with rustfmt and clippy, a C++
+# compiler (it runs the kernels of the GPU), and Python 3 for one step, which installs two packages for itself; no GPU.
+# Every cargo call uses the release profile, so that the dependencies are built once.
 #
 #   scripts/ci.sh          all of it
 #   scripts/ci.sh quick    formatting, lints and unit tests only

@@ -2,8 +2,8 @@
 //!
 //! The project differentiates by hand: a forward function returns values, a backward function takes the gradient of
 //! the result and *adds* to the gradient of each input. Nothing is recorded, so nothing can be dropped unnoticed; what
-//! a layer keeps for its backward pass is a plain struct in `model/`. Each file holds the kernel, the reference (in f64, made
-//! of candle's differentiable operations) and the tests that hold one against the other.
+//! a layer keeps for its backward pass is a plain struct in `model/`. Each file holds the kernel, the reference (made
+//! of candle's differentiable operations, in f64) and the tests that hold one against the other.
 //!
 //! All kernels give the same bits whatever the number of threads, and every forward kernel computes a row from that
 //! row alone, whatever rows stand beside it: this is what makes the sampler's log-probs equal the trainer's.

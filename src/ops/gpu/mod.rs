@@ -119,9 +119,7 @@ impl Buffer {
             Self::Host(ref bytes) => Pointer(bytes.as_ptr() as u64),
         }
     }
-}
 
-impl Buffer {
     /// The address of value `index` of those that have `size` bytes each.
     pub fn at(&self, index: usize, size: usize) -> Pointer {
         Pointer(self.pointer().0 + (index * size) as u64)
