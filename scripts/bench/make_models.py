@@ -94,7 +94,26 @@ def qwen2(tokenizer, vocab, width, inner, layers, heads, kv_heads, context=1024,
     )
 
 
-# Width, inner width, layers, heads, heads of keys.
+def llama(tokenizer, vocab, width, inner, layers, heads, kv_heads):
+    return LlamaForCausalLM, LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+# Tokens, width, inner width, layers, heads, heads of keys.
+LLAMA_SHAPES = {"small-llama": (4096, 512, 1408, 8, 8, 4), "tinyllama-shape": (32_000, 2048, 5632, 22, 32, 4)}
+# The same without the tokens, of which all have as many.
 QWEN2_SHAPES = {"qwen2-0.5b-shape": (896, 4864, 24, 14, 2), "qwen2-1.5b-shape": (1536, 8960, 28, 12, 2)}
 
 
@@ -123,45 +142,15 @@ def family(name, tokenizer):
 
 def describe(name):
     """`(tokenizer, model class, configuration, number format)` of a model."""
-    if name == "small-llama":
+    if name in LLAMA_SHAPES:
         tokenizer = bpe_tokenizer()
-        config = LlamaConfig(
-            vocab_size=4096,
-            hidden_size=512,
-            intermediate_size=1408,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return tokenizer, LlamaForCausalLM, config, torch.float32
+        dtype = torch.float32 if name == "small-llama" else torch.bfloat16
+        return tokenizer, *llama(tokenizer, *LLAMA_SHAPES[name]), dtype
     if name in QWEN2_SHAPES:
         tokenizer = bpe_tokenizer()
         rope = {"rope_type": "default", "rope_theta": 1e6}
         model, config = qwen2(tokenizer, 151_936, *QWEN2_SHAPES[name], context=32_768, rope_parameters=rope)
         return tokenizer, model, config, torch.bfloat16
-    if name == "tinyllama-shape":
-        tokenizer = bpe_tokenizer()
-        config = LlamaConfig(
-            vocab_size=32_000,
-            hidden_size=2048,
-            intermediate_size=5632,
-            num_hidden_layers=22,
-            num_attention_heads=32,
-            num_key_value_heads=4,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return tokenizer, LlamaForCausalLM, config, torch.bfloat16
     if name.startswith("family-"):
         tokenizer = char_tokenizer()
         return tokenizer, *family(name.removeprefix("family-"), tokenizer), torch.float32

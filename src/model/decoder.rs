@@ -232,11 +232,22 @@ impl Decoder {
     ) -> Result<Tensor> {
         let rope = RopeTable::new(&self.inv_freq, positions, self.device())?;
         let (contexts, rows) = (Contexts::from(contexts.to_vec()), RowNumbers::new(rows));
-        let mut x = embedding(&self.embed, ids)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.run_layer(index, layer, x, &rope, &contexts, &Keys::Cached { cache, rows: &rows })?.0;
-        }
+        let x = self.run_cached(embedding(&self.embed, ids)?, &rope, (cache, &rows), &contexts)?;
         rms_norm(&x, &self.norm, self.config.rms_norm_eps)
+    }
+
+    /// All layers on `x [N, D]`, whose keys and values go to rows of the cache.
+    fn run_cached(
+        &self,
+        mut x: Tensor,
+        rope: &RopeTable,
+        (cache, rows): (&KvCache, &RowNumbers<'_>),
+        contexts: &Contexts,
+    ) -> Result<Tensor> {
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = self.run_layer(index, layer, x, rope, contexts, &Keys::Cached { cache, rows })?.0;
+        }
+        Ok(x)
     }
 
     /// [`Decoder::forward_cached`] into `hidden [N, D]`, with everything that changes from token to token on the GPU.
@@ -248,10 +259,7 @@ impl Decoder {
         contexts: &Contexts,
         hidden: &Tensor,
     ) -> Result<()> {
-        let mut x = embedding_of(&self.embed, ids)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.run_layer(index, layer, x, rope, contexts, &Keys::Cached { cache: cache.0, rows: cache.1 })?.0;
-        }
+        let x = self.run_cached(embedding_of(&self.embed, ids)?, rope, cache, contexts)?;
         rms_norm_into(&x, &self.norm, self.config.rms_norm_eps, hidden)
     }
 

@@ -238,10 +238,7 @@ fn recorded_decoding_equals_packed_to_the_bit() {
             let tokens = completions_of_one_prompt(PROMPT, rows, TOKENS);
             let packed = bits(model.forward(&tokens, None));
             let mut cache = model.new_cache(PROMPT + rows * TOKENS).expect("fits");
-            let contexts: Vec<Context> = (0..PROMPT).map(|i| Context { prefix: 0..0, own: 0..i + 1 }).collect();
-            let cache_rows: Vec<u32> = (0..PROMPT as u32).collect();
-            let (prompt, positions) = (&tokens.ids[..PROMPT], &tokens.positions[..PROMPT]);
-            model.forward_cached(prompt, positions, &mut cache, &cache_rows, &contexts).expect("runs");
+            prefill(&model, &tokens, PROMPT, &mut cache);
             let mut decoding = RecordedModel::new(&model).expect("on a GPU");
             for i in 0..TOKENS {
                 // The last completion ends before the others.
@@ -302,6 +299,14 @@ fn completions_of_one_prompt(prompt: usize, rows: usize, length: usize) -> Packe
     tokens
 }
 
+/// Runs the first `prompt` tokens; their keys and values go to the first rows of the cache.
+fn prefill(model: &Decoder, tokens: &PackedTokens, prompt: usize, cache: &mut KvCache) {
+    let contexts: Vec<Context> = (0..prompt).map(|i| Context { prefix: 0..0, own: 0..i + 1 }).collect();
+    let rows: Vec<u32> = (0..prompt as u32).collect();
+    let (ids, positions) = (&tokens.ids[..prompt], &tokens.positions[..prompt]);
+    model.forward_cached(ids, positions, cache, &rows, &contexts).expect("runs");
+}
+
 /// Decoding many completions of one prompt together gives the bits of the packed forward pass and, in the logits, of
 /// the head's: with weights laid out and where they are, on one thread and on two, few rows and many, heads of 8 and of
 /// 32 values.
@@ -318,10 +323,7 @@ fn decoding_equals_packed_to_the_bit() {
 
         let decode = |pack: bool| {
             let mut cache = model.new_cache(PROMPT + rows * TOKENS).expect("fits");
-            let contexts: Vec<Context> = (0..PROMPT).map(|i| Context { prefix: 0..0, own: 0..i + 1 }).collect();
-            let (prompt, positions) = (&tokens.ids[..PROMPT], &tokens.positions[..PROMPT]);
-            let cache_rows: Vec<u32> = (0..PROMPT as u32).collect();
-            model.forward_cached(prompt, positions, &mut cache, &cache_rows, &contexts).expect("runs");
+            prefill(&model, &tokens, PROMPT, &mut cache);
             let mut decoding = DecodingModel::new(&model, pack).expect("f32");
             for i in 0..TOKENS {
                 let at: Vec<usize> = (0..rows).map(|row| PROMPT + row * TOKENS + i).collect();

@@ -58,6 +58,9 @@ impl<'a> RecordedModel<'a> {
     pub fn forward(&mut self, tokens: NewTokens<'_>, cache: &mut KvCache) -> Result<Tensor> {
         check(tokens, cache)?;
         let n = tokens.ids.len();
+        if n == 0 {
+            bail!("decoding without a token");
+        }
         if let Some(id) = tokens.ids.iter().find(|id| **id as usize >= self.decoder.config.vocab_size) {
             bail!("token {id} of a vocabulary of {}", self.decoder.config.vocab_size);
         }

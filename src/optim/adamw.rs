@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn matches_the_formula_in_f64() {
         on_each_device(|| {
-            for (n, decayed) in [(1, false), (7, true), (33, false), (100, true)] {
+            for (n, decayed) in [1, 7, 33, 100].into_iter().flat_map(|n| [(n, false), (n, true)]) {
                 let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
                 let weight = weight(n);
                 let mut optimizer = AdamW::new(config, [(weight.value(), decayed)]).expect("fits");

@@ -157,6 +157,10 @@ struct QueryRows {
     template <class T> __device__ T *at(const Mat &m, int row) const {
         return has(row) ? row_of<T>(m, query(row)) + (size_t)head(row) * width : nullptr;
     }
+    // Key (or value) number `key` of those that the tile sees.
+    template <class T> __device__ T *key(const Mat &m, int key) const {
+        return key < tile.keys() ? row_of<T>(m, tile.key_row(key)) + (size_t)kv_head * width : nullptr;
+    }
 };
 
 struct AttentionShape {
@@ -180,7 +184,6 @@ __device__ void attention_forward(Mat q, Mat k, Mat v, Mat y, float *lse, const 
     ForwardShared<T, E> &s = *(ForwardShared<T, E> *)memory;
     const int width = shape.width;
     QueryRows rows = {tiles[blockIdx.x], (int)shape.group, (int)blockIdx.y, width};
-    size_t kv_column = (size_t)blockIdx.y * width;
     Place at;
     bool works = rows.has(at.warp * WARP_ROWS);
     load_rows<ROWS, E>(s.q, width, [&](int row) { return rows.at<T>(q, row); });
@@ -188,11 +191,8 @@ __device__ void attention_forward(Mat q, Mat k, Mat v, Mat y, float *lse, const 
     int keys = rows.tile.keys();
     for (int start = 0; start < keys; start += STEP) {
         __syncthreads();
-        auto key = [&](const Mat &m, int row) -> T * {
-            return start + row < keys ? row_of<T>(m, rows.tile.key_row(start + row)) + kv_column : nullptr;
-        };
-        load_rows<STEP, E>(s.k, width, [&](int row) { return key(k, row); });
-        load_rows<STEP, E>(s.v, width, [&](int row) { return key(v, row); });
+        load_rows<STEP, E>(s.k, width, [&](int row) { return rows.key<T>(k, start + row); });
+        load_rows<STEP, E>(s.v, width, [&](int row) { return rows.key<T>(v, start + row); });
         __syncthreads();
         if (!works) continue;
         float scores[STEP / 8][4] = {};
@@ -276,7 +276,7 @@ __device__ void attention_backward_queries(Mat q, Mat k, Mat v, Mat g, Mat dq, c
     BackwardQueryShared<T, E> &s = *(BackwardQueryShared<T, E> *)memory;
     const int width = shape.width;
     QueryRows rows = {tiles[blockIdx.x], (int)shape.group, (int)blockIdx.y, width};
-    size_t kv_column = (size_t)blockIdx.y * width, heads = k.cols / width * rows.group;
+    size_t heads = k.cols / width * rows.group;
     Place at;
     bool works = rows.has(at.warp * WARP_ROWS);
     load_rows<ROWS, E>(s.q, width, [&](int row) { return rows.at<T>(q, row); });
@@ -291,11 +291,8 @@ __device__ void attention_backward_queries(Mat q, Mat k, Mat v, Mat g, Mat dq, c
     int keys = rows.tile.keys();
     for (int start = 0; start < keys; start += STEP) {
         __syncthreads();
-        auto key = [&](const Mat &m, int row) -> T * {
-            return start + row < keys ? row_of<T>(m, rows.tile.key_row(start + row)) + kv_column : nullptr;
-        };
-        load_rows<STEP, E>(s.k, width, [&](int row) { return key(k, row); });
-        load_rows<STEP, E>(s.v, width, [&](int row) { return key(v, row); });
+        load_rows<STEP, E>(s.k, width, [&](int row) { return rows.key<T>(k, start + row); });
+        load_rows<STEP, E>(s.v, width, [&](int row) { return rows.key<T>(v, start + row); });
         __syncthreads();
         if (!works) continue;
         float scores[STEP / 8][4] = {}, dp[STEP / 8][4] = {};
