@@ -38,23 +38,34 @@ fn train(policy: &mut Policy) -> Vec<f64> {
     losses
 }
 
-/// The same losses as on the CPU, to rounding, and with bf16 the same masters' way down.
+/// All master weights, one after the other.
+fn masters(policy: &Policy) -> Vec<f32> {
+    let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+    policy.decoder.params().iter().flat_map(|param| values(param.weight.master())).collect()
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt()
+}
+
+/// The same losses as on the CPU, to rounding, and the masters go the same way: they end apart by a small share of what
+/// they have moved.
 #[test]
 fn steps_on_a_gpu_are_those_on_the_cpu() {
     let mut on_cpu = policy(DType::F32);
+    let start = masters(&on_cpu);
     let expected = train(&mut on_cpu);
     assert!(expected[2] < expected[0]);
-    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::BF16, 0.05)] {
-        let mut gpu = on_gpu(|| policy(dtype));
-        let losses = on_gpu(|| train(&mut gpu));
+    let moved = distance(&masters(&on_cpu), &start);
+    for (dtype, of_loss, of_way) in [(DType::F32, 1e-4, 0.01), (DType::BF16, 0.05, 0.3)] {
+        let (losses, ends) = on_gpu(|| {
+            let mut gpu = policy(dtype);
+            (train(&mut gpu), masters(&gpu))
+        });
         for (loss, expected) in losses.iter().zip(&expected) {
-            assert!((loss - expected).abs() < tolerance * expected, "{dtype:?}: {losses:?} {expected:?}");
+            assert!((loss - expected).abs() < of_loss * expected, "{dtype:?}: {losses:?} {expected:?}");
         }
-        for (gpu, cpu) in gpu.decoder.params().iter().zip(on_cpu.decoder.params()) {
-            let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
-            let (gpu, cpu) = (values(gpu.weight.master()), values(cpu.weight.master()));
-            // Adam's first steps have the size of the learning rate, whatever the gradient's.
-            assert!(gpu.iter().zip(&cpu).all(|(a, b)| (a - b).abs() < 6.1e-3), "{dtype:?}");
-        }
+        let share = distance(&ends, &masters(&on_cpu)) / moved;
+        assert!(share < of_way, "{dtype:?}: {share} of the way apart");
     }
 }
