@@ -85,7 +85,7 @@ impl Run {
         let prompt = |row: u64| {
             let text = format!("{}+{}=", row % 7, row * 3 % 10);
             let ids = tokenizer.encode(&text, false).unwrap();
-            PreparedPrompt { row, line: row as usize + 1, text, ids, columns: Columns::new() }
+            PreparedPrompt { row, line: row as usize + 1, text, ids, messages: None, columns: Columns::new() }
         };
         let prompts: Vec<PreparedPrompt> = (0..12).map(prompt).collect();
         let config = PolicyGradientConfig {

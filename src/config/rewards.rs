@@ -369,6 +369,7 @@ mod tests {
         let columns = crate::data::Columns::new();
         let input = crate::reward::RewardInput {
             prompt: "",
+            messages: None,
             completion: "aa",
             completion_ids: &[1, 1, 1, 1],
             columns: &columns,

@@ -192,6 +192,7 @@ pub fn run_eval(
             let completion = tokenizer.decode(&sampled.ids)?;
             let input = RewardInput {
                 prompt: &prompt.text,
+                messages: prompt.messages.as_deref(),
                 completion: &completion,
                 completion_ids: &sampled.ids,
                 columns: &prompt.columns,

@@ -124,7 +124,9 @@ fn columns_of(line: &str) -> Columns {
 fn score(columns: &Columns, completion: &str) -> Option<f64> {
     let reward = LastInteger { correct_reward: 2.0, wrong_reward: -1.0, ..LastInteger::default() };
     reward.check_row(columns).unwrap();
-    reward.score(&RewardInput { prompt: "", completion, completion_ids: &[], columns, line: 1 }).unwrap()
+    reward
+        .score(&RewardInput { prompt: "", messages: None, completion, completion_ids: &[], columns, line: 1 })
+        .unwrap()
 }
 
 #[test]

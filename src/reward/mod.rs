@@ -21,6 +21,7 @@ mod uppercase;
 mod weighted;
 
 use crate::data::Columns;
+use serde_json::Value;
 
 pub use self::regex::{DEFAULT_FORMAT, Format, RegexReward};
 pub use closure::{FnReward, Labelled, TokenFnReward};
@@ -40,6 +41,8 @@ pub use weighted::{Scored, WeightedRewards};
 pub struct RewardInput<'a> {
     /// The prompt as the model read it.
     pub prompt: &'a str,
+    /// The messages that it was rendered from, a system prompt included; `None` where the prompt is plain text.
+    pub messages: Option<&'a [Value]>,
     /// The decoded completion, special tokens left out.
     pub completion: &'a str,
     /// The sampled ids, an EOS included.

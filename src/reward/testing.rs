@@ -5,7 +5,7 @@ use crate::data::Columns;
 
 /// A completion of the row in line 1.
 pub(super) fn input<'a>(completion: &'a str, completion_ids: &'a [u32], columns: &'a Columns) -> RewardInput<'a> {
-    RewardInput { prompt: "", completion, completion_ids, columns, line: 1 }
+    RewardInput { prompt: "", messages: None, completion, completion_ids, columns, line: 1 }
 }
 
 /// The scores of these completions of a row with this `answer`.

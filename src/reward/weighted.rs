@@ -171,7 +171,14 @@ mod tests {
 
     fn score(rewards: &WeightedRewards) -> Result<Scored, RewardError> {
         let columns = Columns::new();
-        rewards.score(&RewardInput { prompt: "", completion: "ab", completion_ids: &[1], columns: &columns, line: 7 })
+        rewards.score(&RewardInput {
+            prompt: "",
+            messages: None,
+            completion: "ab",
+            completion_ids: &[1],
+            columns: &columns,
+            line: 7,
+        })
     }
 
     #[test]
@@ -203,7 +210,14 @@ mod tests {
     fn score_three_tokens(rewards: &WeightedRewards) -> Result<Scored, RewardError> {
         let columns = Columns::new();
         let ids = [1, 2, 3];
-        rewards.score(&RewardInput { prompt: "", completion: "", completion_ids: &ids, columns: &columns, line: 7 })
+        rewards.score(&RewardInput {
+            prompt: "",
+            messages: None,
+            completion: "",
+            completion_ids: &ids,
+            columns: &columns,
+            line: 7,
+        })
     }
 
     /// Values add by weight where they are given, a token stays only where all keep it, and the whole has no score.

@@ -35,6 +35,8 @@ pub struct RenderedPrompt {
     pub text: String,
     /// Its token ids; never empty.
     pub ids: Vec<u32>,
+    /// The messages behind the text, a system prompt included; `None` of plain text.
+    pub messages: Option<Vec<Value>>,
 }
 
 /// Turns prompts into token ids: tokenizer, chat template, system prompt and template variables of a run.
@@ -105,12 +107,12 @@ impl PromptRenderer {
             None => {
                 let text = prompt.last_text().to_string();
                 let ids = self.encode_plain(&text)?;
-                RenderedPrompt { text, ids }
+                RenderedPrompt { text, ids, messages: None }
             }
             Some(messages) => {
                 let text = self.render_open(&messages)?;
                 let ids = self.tokenizer.encode(&text, false)?;
-                RenderedPrompt { text, ids }
+                RenderedPrompt { text, ids, messages: Some(messages) }
             }
         };
         if rendered.ids.is_empty() {
@@ -133,7 +135,7 @@ impl PromptRenderer {
             let ids = self.encode_plain(&text)?;
             let mut completion_ids = self.tokenizer.encode(completion, false)?;
             completion_ids.extend(self.tokenizer.eos_id());
-            return Ok((RenderedPrompt { text, ids }, completion_ids));
+            return Ok((RenderedPrompt { text, ids, messages: None }, completion_ids));
         };
         let text = self.render_open(&messages)?;
         messages.push(json!({"role": "assistant", "content": completion}));
@@ -144,7 +146,8 @@ impl PromptRenderer {
         };
         let completion_ids = self.tokenizer.encode(rest, false)?;
         let ids = self.tokenizer.encode(&text, false)?;
-        Ok((RenderedPrompt { text, ids }, completion_ids))
+        messages.pop();
+        Ok((RenderedPrompt { text, ids, messages: Some(messages) }, completion_ids))
     }
 
     /// The messages to render, or None for a plain prompt.

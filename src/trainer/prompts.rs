@@ -3,6 +3,7 @@
 use super::TrainError;
 use crate::data::{Columns, Row, RowOrder};
 use crate::text::PromptRenderer;
+use serde_json::Value;
 use std::path::Path;
 
 /// A prompt, ready to be run.
@@ -14,6 +15,8 @@ pub struct PreparedPrompt {
     pub line: usize,
     pub text: String,
     pub ids: Vec<u32>,
+    /// The messages behind the text; `None` of plain text.
+    pub messages: Option<Vec<Value>>,
     pub columns: Columns,
 }
 
@@ -45,8 +48,8 @@ impl PreparedPrompts {
                 too_long += 1;
                 continue;
             }
-            let (text, ids) = (rendered.text, rendered.ids);
-            prompts.push(PreparedPrompt { row: row.index, line: row.line, text, ids, columns: row.columns });
+            let (text, ids, messages) = (rendered.text, rendered.ids, rendered.messages);
+            prompts.push(PreparedPrompt { row: row.index, line: row.line, text, ids, messages, columns: row.columns });
         }
         Ok(Self { prompts, too_long })
     }

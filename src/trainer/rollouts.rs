@@ -174,12 +174,13 @@ impl RolloutSource {
         at.begin(Phase::Reward);
         let started = Instant::now();
         let of_completion = |prompt: &PreparedPrompt, c: &Completion| -> Result<(String, Scored), TrainError> {
-            let completion = self.tokenizer.decode(&c.ids)?;
+            let text = self.tokenizer.decode(&c.ids)?;
             let (columns, line) = (&prompt.columns, prompt.line);
-            let (prompt, completion_ids) = (&prompt.text, &c.ids);
-            let input = RewardInput { prompt, completion: &completion, completion_ids, columns, line };
+            let (messages, completion_ids) = (prompt.messages.as_deref(), &c.ids[..]);
+            let (prompt, completion) = (&prompt.text[..], &text[..]);
+            let input = RewardInput { prompt, messages, completion, completion_ids, columns, line };
             let scored = self.rewards.score(&input)?;
-            Ok((completion, scored))
+            Ok((text, scored))
         };
         let groups = prompts.par_iter().zip(sampled).map(|(prompt, group)| {
             let prompt = &self.prompts[*prompt];
