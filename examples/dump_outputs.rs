@@ -13,7 +13,7 @@ use std::io::Write;
 use std::path::Path;
 
 use candle_core::DType;
-use candlewick::data::{JsonlConfig, load_jsonl};
+use candlewick::data::{RowsConfig, load_rows};
 use candlewick::device::{self, Compute, DeviceKind};
 use candlewick::model::{Decoder, LoadedTensor, ModelConfig, Params, load_weights};
 use candlewick::ops::attention::Context;
@@ -96,7 +96,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let renderer = PromptRenderer::new(tokenizer.clone(), None);
 
     let mut columns: [Vec<Value>; 5] = Default::default();
-    for row in load_jsonl(Path::new(data), &JsonlConfig::default())?.rows.iter().take(num_prompts) {
+    for row in load_rows(Path::new(data), &RowsConfig::default())?.rows.iter().take(num_prompts) {
         let prompt = renderer.render(&Prompt::Text(row.prompt.last_text().to_string()))?;
         let (logits, completion) = complete(&model, &prompt.ids, &eos_ids)?;
         let text = tokenizer.decode(&completion)?;

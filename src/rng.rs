@@ -10,12 +10,14 @@
 pub enum Stream {
     /// Token sampling: `(step, prompt, completion, position)`.
     Sampling = 1,
-    /// Order of the training rows: `(epoch, position, 0, 0)`.
+    /// Order of the training rows: `(epoch, position, source, 0)`.
     Shuffle = 2,
     /// Initial weights: `(tensor, element, 0, 0)`.
     Init = 3,
     /// Synthetic data: `(set, row, draw, 0)`.
     Data = 4,
+    /// Which of several sources training rows come from: `(epoch, position, 0, 0)`.
+    Mix = 5,
 }
 
 const ROUND_MULTIPLIERS: (u32, u32) = (0xD251_1F53, 0xCD9E_8D57);

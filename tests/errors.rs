@@ -176,8 +176,10 @@ fn data_that_cannot_be_used() {
     place.eval("malformed rows", 3, "model", "bad.jsonl");
     place.write("latin1.jsonl", b"{\"prompt\": \"caf\xe9\"}\n");
     place.eval("not UTF-8", 3, "model", "latin1.jsonl");
-    place.write("array.jsonl", "[\n  {\"prompt\": \"1+2=\", \"answer\": 3}\n]\n");
-    place.eval("one JSON array", 3, "model", "array.jsonl");
+    place.write("array.json", "[\n  {\"prompt\": \"1+2=\", \"answer\": 3},\n  {\"prompt\": \"1");
+    place.eval("a JSON array that is cut short", 3, "model", "array.json");
+    place.write("cut.parquet", "PAR1");
+    place.eval("a Parquet file that is cut short", 3, "model", "cut.parquet");
     place.write("words.jsonl", format!("{GOOD_ROWS}{{\"prompt\": \"2+2=\", \"answer\": \"four\"}}\n"));
     place.eval("an answer without an integer", 3, "model", "words.jsonl");
     place.write("none.jsonl", "{\"prompt\": \"2+2=\"}\n");

@@ -14,7 +14,7 @@ use candlewick::algorithm::{AdvantageEstimator, LossType, ObjectiveConfig, Scale
 use candlewick::batch::{Group, pack};
 use candlewick::checkpoint::{ROLLOUTS_FILE, SavedRollouts};
 use candlewick::config::{Algorithm, Init, LrSchedulerType, RunConfig};
-use candlewick::data::{Columns, RowOrder};
+use candlewick::data::{Columns, RowOrder, RowPlace};
 use candlewick::device::Compute;
 use candlewick::model::{Decoder, ModelConfig, Params, init_weights};
 use candlewick::ops::head::{Predictions, token_logprobs};
@@ -85,7 +85,14 @@ impl Run {
         let prompt = |row: u64| {
             let text = format!("{}+{}=", row % 7, row * 3 % 10);
             let ids = tokenizer.encode(&text, false).unwrap();
-            PreparedPrompt { row, line: row as usize + 1, text, ids, messages: None, columns: Columns::new() }
+            PreparedPrompt {
+                row,
+                place: RowPlace::line("sums.jsonl".as_ref(), row as usize + 1),
+                text,
+                ids,
+                messages: None,
+                columns: Columns::new(),
+            }
         };
         let prompts: Vec<PreparedPrompt> = (0..12).map(prompt).collect();
         let config = PolicyGradientConfig {

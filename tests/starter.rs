@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a step that fails in a helper is a failed test")]
 
 use candlewick::config::RunConfig;
-use candlewick::data::{JsonlConfig, load_jsonl};
+use candlewick::data::{RowsConfig, load_rows};
 use candlewick::model::{ModelConfig, load_weights};
 use candlewick::recipe::{EvaluateOptions, evaluate};
 use candlewick::text::Prompt;
@@ -16,7 +16,7 @@ fn file(name: &str) -> PathBuf {
 
 /// The operands of each question, smaller first.
 fn pairs(name: &str) -> Vec<(u32, u32)> {
-    let rows = load_jsonl(&file(name), &JsonlConfig::default()).unwrap().rows;
+    let rows = load_rows(&file(name), &RowsConfig::default()).unwrap().rows;
     let operands = |prompt: &Prompt| {
         let Prompt::Text(text) = prompt else { panic!("{prompt:?}") };
         let numbers: Vec<u32> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();

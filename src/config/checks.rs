@@ -9,7 +9,7 @@ use super::kinds::Algorithm;
 use super::resolved::Resume;
 use super::rewards;
 use super::run_config::RunConfig;
-use super::{algorithm_checks, architecture};
+use super::{algorithm_checks, architecture, data};
 use std::path::Path;
 
 /// The most completions of an optimizer step: beyond what any machine samples, and far below what sizes can count.
@@ -73,6 +73,7 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
     found.extend(algorithm_checks::contradictions(config));
     found.extend(architecture::problems(config));
     found.extend(rewards::problems(config));
+    found.extend(data::problems(config));
     found.extend(trackers(config));
     found.extend(without_effect(config, is_set));
     found
@@ -90,11 +91,12 @@ fn missing(config: &RunConfig) -> Vec<Problem> {
         found.push(Problem::new(&["model", "architecture"], "`model` is not set").help(help));
     }
     if config.train_file.trim().is_empty() {
-        let help = if is_text { "name a text file" } else { "name a JSONL file with a row a line" };
+        let help =
+            if is_text { "name a text file" } else { "name a file with rows: JSON Lines, a JSON array or Parquet" };
         found.push(Problem::new(&["train_file"], "`train_file` is not set").help(help));
     }
     if config.eval_file.as_deref().is_some_and(|path| path.trim().is_empty()) {
-        found.push(Problem::new(&["eval_file"], "`eval_file` is empty").help("name a JSONL file, or leave it out"));
+        found.push(Problem::new(&["eval_file"], "`eval_file` is empty").help("name a file with rows, or leave it out"));
     }
     if config.output_dir.as_os_str().is_empty() {
         found.push(Problem::new(&["output_dir"], "`output_dir` is empty").help("name a folder, or leave it out"));
@@ -256,7 +258,7 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
     }
     if !is_text && c.eval_file.is_none() && c.eval_steps > 0 {
         let message = "`eval_steps` is set, but there is no `eval_file`";
-        found.push(Problem::new(&["eval_steps", "eval_file"], message).help("name a JSONL file to evaluate on"));
+        found.push(Problem::new(&["eval_steps", "eval_file"], message).help("name a file with rows to evaluate on"));
     }
     if let Resume::From(path) = c.resume_choice()
         && path.extension().is_some_and(|extension| extension == "toml")

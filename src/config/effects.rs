@@ -96,6 +96,12 @@ const HAS_WEIGHTS: Condition = Condition {
 const HAS_EVALUATION: Condition =
     Condition { key: "eval_file", holds: |c| c.eval_file.is_some(), otherwise: "without `eval_file`" };
 
+const HAS_NO_TEMPLATE: Condition = Condition {
+    key: "prompt_template",
+    holds: |c| c.prompt_template.is_none(),
+    otherwise: "with `prompt_template`, which names the columns itself",
+};
+
 const SAMPLES: Condition = Condition {
     key: "dpo_pairs",
     holds: |c| c.algorithm != Dpo || c.samples_completions(),
@@ -123,8 +129,10 @@ const EFFECTS: &[Effect] = &[
     of("revision", &[]).only(&[HAS_WEIGHTS]),
     of("eval_file", ROWS),
     of("eval_grader", ROWS),
-    of("prompt_column", ROWS),
+    of("prompt_column", ROWS).only(&[HAS_NO_TEMPLATE]),
+    of("prompt_template", ROWS),
     of("answer_column", ROWS),
+    of("answer_regex", ROWS),
     of("system_prompt", ROWS),
     of("chat_template", ROWS),
     of("chat_template_kwargs", ROWS),
@@ -271,7 +279,9 @@ mod tests {
                 "eval_grader",
                 "eval_max_rows",
                 "prompt_column",
+                "prompt_template",
                 "answer_column",
+                "answer_regex",
                 "system_prompt",
                 "chat_template",
                 "chat_template_kwargs",

@@ -7,6 +7,7 @@
 mod algorithm_checks;
 mod architecture;
 mod checks;
+mod data;
 mod diagnostic;
 mod effects;
 mod kinds;

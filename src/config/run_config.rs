@@ -70,15 +70,26 @@ pub struct RunConfig {
     pub architecture: Option<ArchitectureConfig>,
 
     // # Data
-    /// JSONL file of the training rows (`pretrain`: a text file in UTF-8). Required.
-    /// Default `""`: there is no data that fits everyone.
+    /// File of the training rows: JSON Lines, one JSON array of objects, or Parquet (`pretrain`: a text file in UTF-8).
+    /// Required. Default `""`: there is no data that fits everyone.
     pub train_file: String,
-    /// JSONL file of the rows that evaluations measure on. Default none: nothing is evaluated.
+    /// File of the rows that evaluations measure on, of the same formats. Default none: nothing is evaluated.
     pub eval_file: Option<String>,
-    /// Column with the prompt: a string, or a list of chat messages. Default `"prompt"`: as TRL.
+    /// Column with the prompt: a string, or a list of chat messages. A row without it may have `messages` instead: the
+    /// turns before the last one of the assistant are the prompt, that one is the column `completion`.
+    /// Default `"prompt"`: as TRL.
     pub prompt_column: String,
-    /// Column with the expected answer that rewards compare with. Default `"answer"`: as GSM8K.
+    /// The prompt as a text with columns in braces, such as `"Question: {question}\\nAnswer:"`, in place of
+    /// `prompt_column`; `{{` is a brace. Values that are no text are written as JSON.
+    /// Default none: a column is the prompt.
+    pub prompt_template: Option<String>,
+    /// Column with the expected answer that rewards compare with (of `messages` rows, `completion` is the assistant's last
+    /// turn). Default `"answer"`: as GSM8K.
     pub answer_column: String,
+    /// Regular expression with one group: what the group matches first in the answer column is the answer, as in
+    /// `'#### (-?[0-9,]+)'`, and rewards see nothing else of that column. A row where it matches nothing is a bad row.
+    /// Default none: the whole column.
+    pub answer_regex: Option<String>,
     /// Column with the completion to learn (`sft`). Default `"completion"`: as TRL.
     pub completion_column: String,
     /// Column with the better completion of a pair (`dpo`). Default `"chosen"`: as TRL.
@@ -395,7 +406,9 @@ impl Default for RunConfig {
             train_file: String::new(),
             eval_file: None,
             prompt_column: "prompt".to_owned(),
+            prompt_template: None,
             answer_column: "answer".to_owned(),
+            answer_regex: None,
             completion_column: "completion".to_owned(),
             chosen_column: "chosen".to_owned(),
             rejected_column: "rejected".to_owned(),

@@ -362,7 +362,7 @@ mod tests {
             ..ArithmeticConfig::default()
         };
         assert_eq!(write_arithmetic(&path, &config).unwrap(), 3);
-        let dataset = super::super::load_jsonl(&path, &super::super::JsonlConfig::default()).unwrap();
+        let dataset = super::super::load_rows(&path, &super::super::RowsConfig::default()).unwrap();
         for row in &dataset.rows {
             let prompt = row.prompt.last_text();
             let (a, b) = prompt.strip_suffix(" =").unwrap().split_once(" - ").unwrap();
@@ -390,7 +390,7 @@ mod tests {
         let mut seen: Vec<HashSet<(u32, u32)>> = Vec::new();
         let mut num_short = 0;
         for path in [&train, &test] {
-            let dataset = super::super::load_jsonl(path, &super::super::JsonlConfig::default()).unwrap();
+            let dataset = super::super::load_rows(path, &super::super::RowsConfig::default()).unwrap();
             let mut of_file = HashSet::new();
             for row in &dataset.rows {
                 let prompt = row.prompt.last_text();

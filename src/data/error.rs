@@ -1,10 +1,13 @@
 //! What can be wrong with a data file, down to the line.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::place::RowPlace;
 use crate::error::{Diagnose, Exit};
+use crate::hub::HubError;
 use crate::io::IoError;
+use crate::text::nearest;
 
 /// An error of the `data` area.
 #[derive(Debug, thiserror::Error)]
@@ -14,8 +17,16 @@ pub enum DataError {
     Io(#[from] IoError),
     #[error("{path} is {found}, not a file")]
     NotAFile { path: PathBuf, found: &'static str },
-    #[error("{path} is {found}, not JSON Lines")]
+    #[error("{path} is {found}, not JSON Lines, a JSON array or Parquet")]
     WrongFormat { path: PathBuf, found: &'static str },
+    #[error("{path} is {found}, not a Parquet file")]
+    NotParquet { path: PathBuf, found: &'static str },
+    #[error("{path} is damaged{}: {reason}", place_in(*row_group, *row))]
+    Damaged { path: PathBuf, row_group: Option<usize>, row: Option<usize>, reason: String },
+    #[error("{path}:{line}:{column}: not valid JSON: {reason}")]
+    Syntax { path: PathBuf, line: usize, column: usize, reason: String },
+    #[error("{path}: {fault}")]
+    WrongColumns { path: PathBuf, fault: Box<Fault> },
     #[error("{path} is {found}, not a text file")]
     NotText { path: PathBuf, found: &'static str },
     #[error("{path}:{line}: not valid UTF-8: byte {offset} of the file is 0x{byte:02x}")]
@@ -28,6 +39,24 @@ pub enum DataError {
     AllSkipped { path: PathBuf, skipped: usize, faults: Vec<RowFault> },
     #[error("{}", list_faults(path, faults, *total))]
     BadRows { path: PathBuf, faults: Vec<RowFault>, total: usize },
+    #[error("the README.md of {dataset}: {reason}")]
+    BadCard { dataset: String, reason: String },
+    #[error("{dataset} has no data file that can be read{}", some_of(found))]
+    NoDataFiles { dataset: String, found: Vec<String> },
+    #[error("{dataset} has several configurations: {}", list_names(available))]
+    ConfigNeeded { dataset: String, available: Vec<String> },
+    #[error("{dataset} has no configuration `{config}`; it has {}", list_names(available))]
+    NoConfig { dataset: String, config: String, available: Vec<String> },
+    #[error("{dataset} has no split `{split}` in the configuration `{config}`; it has {}", list_names(available))]
+    NoSplit { dataset: String, config: String, split: String, available: Vec<String> },
+    #[error("{dataset}: {file} is of a kind that is not read")]
+    UnreadKind { dataset: String, file: String },
+    #[error("{dataset}: {file} is missing")]
+    MissingShard { dataset: String, file: String },
+    #[error("{path} is a file, not the folder of a data set", path = path.display())]
+    NotAFolder { path: PathBuf },
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error("{rows} rows asked for, but the {split} split has only {available} different questions")]
     TooFewQuestions { rows: usize, split: &'static str, available: usize },
     #[error("{what} cannot be {got}: {expected}")]
@@ -40,10 +69,16 @@ impl Diagnose for DataError {
             Self::WrongFormat { found, .. } | Self::NotText { found, .. } if found.starts_with("gzip") => {
                 "Unpack it first: gunzip FILE"
             }
-            Self::WrongFormat { found, .. } if found.starts_with("one JSON array") => {
-                "Write one object a line: jq -c '.[]' FILE > FILE.jsonl"
+            Self::WrongFormat { .. } => {
+                "Give a Parquet file, or UTF-8 text: one JSON object a line, or one JSON array of objects"
             }
-            Self::WrongFormat { .. } => "Give a UTF-8 text file with one JSON object a line",
+            Self::NotParquet { found, .. } if found.contains("LFS") => "Fetch the file itself: git lfs pull",
+            Self::NotParquet { .. } => "Write or download it again; JSON Lines has the ending .jsonl",
+            Self::Damaged { .. } => "Write or download it again",
+            Self::Syntax { .. } => "Correct the file; if it was cut short, write or download it again",
+            Self::WrongColumns { .. } => {
+                "Name the columns of the file: `prompt_column`, `completion_column`, `answer_column`, or `prompt_template`"
+            }
             Self::NotText { .. } => "Give a text file in UTF-8",
             Self::Utf8 { .. } => "Save the file as UTF-8: iconv -f LATIN1 -t UTF-8 FILE, if it is Latin-1",
             Self::EmptyText { .. } => "Give a file with some text to learn",
@@ -52,8 +87,18 @@ impl Diagnose for DataError {
             }
             Self::BadRows { .. } => "Correct these rows, or set `on_bad_row = \"skip\"` to leave them out",
             Self::AllSkipped { .. } => "Check `prompt_column` against the columns of the file",
+            Self::BadCard { .. } => "Name the files yourself: `train_file` takes one of them",
+            Self::NoDataFiles { .. } | Self::UnreadKind { .. } => {
+                "Parquet, .jsonl and .json are read; in Python, `load_dataset(...).to_parquet(FILE)` writes one of them"
+            }
+            Self::ConfigNeeded { .. } => "Choose one: set `dataset_config`",
+            Self::NoConfig { .. } => "Set `dataset_config` to one of them",
+            Self::NoSplit { .. } => "Set `dataset_train_split` or `dataset_test_split` to one of them",
+            Self::MissingShard { .. } => "Fetch the data set again, all of its files",
+            Self::NotAFolder { .. } => "Name it as `train_file` or `eval_file`",
             Self::TooFewQuestions { .. } => "Ask for fewer rows, raise the largest operand, or allow repeats",
             Self::Io(error) => return error.hint(),
+            Self::Hub(error) => return error.hint(),
             _ => return None,
         };
         Some(hint.to_string())
@@ -62,7 +107,13 @@ impl Diagnose for DataError {
     fn exit(&self) -> Exit {
         match self {
             Self::Io(error) => error.exit(),
-            Self::TooFewQuestions { .. } | Self::BadSetting { .. } => Exit::Usage,
+            Self::Hub(error) => error.exit(),
+            Self::TooFewQuestions { .. }
+            | Self::BadSetting { .. }
+            | Self::ConfigNeeded { .. }
+            | Self::NoConfig { .. }
+            | Self::NoSplit { .. }
+            | Self::NotAFolder { .. } => Exit::Usage,
             _ => Exit::Data,
         }
     }
@@ -71,12 +122,12 @@ impl Diagnose for DataError {
 /// One bad row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowFault {
-    /// Line in the file, from 1.
-    pub line: usize,
+    /// File and line, or row.
+    pub place: RowPlace,
     /// Byte in the line, from 1, where that is known.
     pub column: Option<usize>,
     pub fault: Fault,
-    /// The first 60 characters of the line.
+    /// The first 60 characters of the line, or of the row as JSON.
     pub excerpt: String,
 }
 
@@ -92,8 +143,8 @@ pub enum Fault {
     NotAnObject { got: &'static str },
     #[error("the key `{key}` stands there twice")]
     DuplicateKey { key: String },
-    #[error("no column `{name}`; the row has {}", list_names(present))]
-    MissingColumn { name: String, present: Vec<String> },
+    #[error("no column `{name}`; the row has {}{}", list_names(present), near.as_ref().map(|near| format!(": did you mean `{near}`?")).unwrap_or_default())]
+    MissingColumn { name: String, present: Vec<String>, near: Option<String> },
     #[error("`{place}`: expected {expected}, got {got}")]
     WrongType { place: String, expected: &'static str, got: &'static str },
     #[error("`{place}`: {reason}")]
@@ -104,6 +155,33 @@ pub enum Fault {
     LineTooLong { limit: usize },
 }
 
+impl Fault {
+    /// A column that the row does not have, with the one that may have been meant.
+    pub(super) fn missing_column(name: &str, present: Vec<String>) -> Self {
+        // Any two names of one or two letters are near each other.
+        let near = nearest(name, present.iter().map(String::as_str)).filter(|near| near.len() > 2 && name.len() > 2);
+        let near = near.map(str::to_owned);
+        Self::MissingColumn { name: name.to_owned(), present, near }
+    }
+}
+
+/// ` in row group 0, row 3`, as far as it is known.
+fn place_in(row_group: Option<usize>, row: Option<usize>) -> String {
+    let row = row.map(|row| format!(", row {row}")).unwrap_or_default();
+    row_group.map(|group| format!(" in row group {group}{row}")).unwrap_or_default()
+}
+
+/// `; it has a, b and 3 more`, where there is anything.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        _ if names.is_empty() => "; it is empty".to_owned(),
+        0 => format!("; it has {shown}"),
+        more => format!("; it has {shown} and {more} more"),
+    }
+}
+
 fn list_names(names: &[String]) -> String {
     if names.is_empty() {
         return "no columns".to_string();
@@ -111,23 +189,20 @@ fn list_names(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-struct Located<'a>(&'a PathBuf, &'a RowFault);
-
-impl fmt::Display for Located<'_> {
+impl fmt::Display for RowFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(path, row) = self;
-        write!(f, "{}:{}", path.display(), row.line)?;
-        if let Some(column) = row.column {
+        write!(f, "{}", self.place)?;
+        if let Some(column) = self.column {
             write!(f, ":{column}")?;
         }
-        write!(f, ": {}\n    {}", row.fault, row.excerpt)
+        write!(f, ": {}\n    {}", self.fault, self.excerpt)
     }
 }
 
-fn list_faults(path: &PathBuf, faults: &[RowFault], total: usize) -> String {
-    let mut lines: Vec<String> = faults.iter().map(|fault| Located(path, fault).to_string()).collect();
+fn list_faults(source: &Path, faults: &[RowFault], total: usize) -> String {
+    let mut lines: Vec<String> = faults.iter().map(RowFault::to_string).collect();
     if total > faults.len() {
-        lines.push(format!("... and {} more bad rows in {}", total - faults.len(), path.display()));
+        lines.push(format!("... and {} more bad rows in {}", total - faults.len(), source.display()));
     }
     lines.join("\n")
 }

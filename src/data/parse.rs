@@ -1,57 +1,42 @@
-//! One line of JSON to a prompt and columns.
+//! One row, as JSON text or as a JSON object, to a prompt and columns.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
 
 use super::error::Fault;
-use super::jsonl::{JsonlConfig, RowKind};
+use super::load::{RowKind, RowsConfig};
 use super::row::Columns;
 use crate::text::Prompt;
 
 /// A fault and the byte of the line (from 1) where it is.
-type PlacedFault = (Option<usize>, Fault);
+pub(super) type PlacedFault = (Option<usize>, Fault);
 
-pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Columns), PlacedFault> {
-    let fields = parse_fields(text)?;
-    let find = |name: &str| fields.iter().find(|field| field.name == name);
-    let prompt_field = find(&config.prompt_column);
-    let (prompt, completion, used) = if let Some(field) = prompt_field {
-        let prompt = match &field.value {
-            Value::String(text) => Prompt::Text(text.clone()),
-            Value::Array(messages) => Prompt::Messages(checked_messages(field, messages)?),
-            other => return Err(field.wrong_type("a string or a list of messages", other)),
-        };
-        let completion = match config.kind {
-            RowKind::Completion => find(&config.completion_column).map(completion_text).transpose()?,
-            // To a reward, a completion is a column like any other.
-            RowKind::Prompt | RowKind::Pair => None,
-        };
-        (prompt, completion, field.name.as_str())
-    } else if let (true, Some(field)) = (config.kind != RowKind::Pair, find("messages")) {
-        let Value::Array(messages) = &field.value else {
-            return Err(field.wrong_type("a list of messages", &field.value));
-        };
-        let (messages, completion) = split_messages(field, checked_messages(field, messages)?)?;
-        (Prompt::Messages(messages), completion, "messages")
-    } else if let (RowKind::Completion, Some(field)) = (config.kind, find("text")) {
-        let Value::String(text) = &field.value else { return Err(field.wrong_type("a string", &field.value)) };
-        (Prompt::Text(String::new()), Some(text.clone()), "text")
-    } else {
-        return Err((None, missing(&config.prompt_column, &fields)));
-    };
+/// The row of a line of JSON.
+pub(super) fn parse_row(text: &str, config: &RowsConfig) -> Result<(Prompt, Columns), PlacedFault> {
+    row_of(&parse_fields(text)?, config)
+}
+
+/// The row of an object that was read from elsewhere.
+pub(super) fn parse_object(object: &Map<String, Value>, config: &RowsConfig) -> Result<(Prompt, Columns), PlacedFault> {
+    let fields =
+        object.iter().map(|(name, value)| Field { name: name.clone(), raw: None, value: value.clone(), column: None });
+    row_of(&fields.collect::<Vec<_>>(), config)
+}
+
+fn row_of(fields: &[Field<'_>], config: &RowsConfig) -> Result<(Prompt, Columns), PlacedFault> {
+    let Asked { prompt, completion, used } = asked(fields, config)?;
     if config.kind == RowKind::Completion && completion.is_none() {
-        return Err((None, missing(&config.completion_column, &fields)));
+        return Err((None, missing(&config.completion_column, fields)));
     }
-
-    let pair = if config.kind == RowKind::Pair { Some(pair_texts(&fields, config)?) } else { None };
+    let pair = if config.kind == RowKind::Pair { Some(pair_texts(fields, config)?) } else { None };
 
     let mut columns = Columns::new();
-    for field in &fields {
+    for field in fields {
         match &field.value {
-            _ if field.name == used => {}
+            _ if Some(field.name.as_str()) == used => {}
             Value::String(text) => columns.set_text(&field.name, text.clone()),
-            _ => columns.set_json(field.name.clone(), field.raw.to_owned()),
+            _ => columns.set_json(field.name.clone(), field.raw_value()?),
         }
     }
     if let Some(completion) = completion {
@@ -61,29 +46,92 @@ pub(super) fn parse_row(text: &str, config: &JsonlConfig) -> Result<(Prompt, Col
         columns.set_text("chosen", chosen);
         columns.set_text("rejected", rejected);
     }
+    if let Some(rule) = &config.answer {
+        rule.apply(&mut columns).map_err(|fault| (None, fault))?;
+    }
     Ok((prompt, columns))
+}
+
+/// What the model is asked in a row.
+struct Asked<'a> {
+    prompt: Prompt,
+    /// The completion that stands in the row.
+    completion: Option<String>,
+    /// The column that is the prompt, and no other column therefore.
+    used: Option<&'a str>,
+}
+
+fn asked<'a>(fields: &'a [Field<'_>], config: &RowsConfig) -> Result<Asked<'a>, PlacedFault> {
+    let find = |name: &str| fields.iter().find(|field| field.name == name);
+    let given_completion = || match config.kind {
+        RowKind::Completion => find(&config.completion_column).map(completion_text).transpose(),
+        // To a reward, a completion is a column like any other.
+        RowKind::Prompt | RowKind::Pair => Ok(None),
+    };
+    if let Some(template) = &config.prompt_template {
+        let text = template.fill(|name| find(name).ok_or_else(|| (None, missing(name, fields)))?.text())?;
+        return Ok(Asked { prompt: Prompt::Text(text), completion: given_completion()?, used: None });
+    }
+    let (prompt, completion, field) = if let Some(field) = find(&config.prompt_column) {
+        let prompt = match &field.value {
+            Value::String(text) => Prompt::Text(text.clone()),
+            Value::Array(messages) => Prompt::Messages(checked_messages(field, messages)?),
+            other => return Err(field.wrong_type("a string or a list of messages", other)),
+        };
+        (prompt, given_completion()?, field)
+    } else if let (true, Some(field)) = (config.kind != RowKind::Pair, find("messages")) {
+        let Value::Array(messages) = &field.value else {
+            return Err(field.wrong_type("a list of messages", &field.value));
+        };
+        let (messages, completion) = split_messages(field, checked_messages(field, messages)?)?;
+        (Prompt::Messages(messages), completion, field)
+    } else if let (RowKind::Completion, Some(field)) = (config.kind, find("text")) {
+        let Value::String(text) = &field.value else { return Err(field.wrong_type("a string", &field.value)) };
+        (Prompt::Text(String::new()), Some(text.clone()), field)
+    } else {
+        return Err((None, missing(&config.prompt_column, fields)));
+    };
+    Ok(Asked { prompt, completion, used: Some(&field.name) })
 }
 
 /// A key of the row with its value, as text and parsed.
 struct Field<'a> {
     name: String,
-    raw: &'a RawValue,
+    /// As it is written, where the row is text.
+    raw: Option<&'a RawValue>,
     value: Value,
-    /// Byte of the value in the line, from 1.
-    column: usize,
+    /// Byte of the value in the line, from 1, where the row is text.
+    column: Option<usize>,
 }
 
 impl Field<'_> {
+    /// The value as JSON text; as it is written where it is.
+    fn raw_value(&self) -> Result<Box<RawValue>, PlacedFault> {
+        match self.raw {
+            Some(raw) => Ok(raw.to_owned()),
+            None => to_raw_value(&self.value).map_err(|error| (None, syntax(&error))),
+        }
+    }
+
+    /// The value as a part of a prompt: a string as it is, anything else as JSON.
+    fn text(&self) -> Result<String, PlacedFault> {
+        match &self.value {
+            Value::String(text) => Ok(text.clone()),
+            Value::Null => Err(self.bad_value(self.name.clone(), "it is null, and the prompt needs it")),
+            _ => Ok(self.raw_value()?.get().to_owned()),
+        }
+    }
+
     fn wrong_type(&self, expected: &'static str, got: &Value) -> PlacedFault {
         self.wrong_type_at(self.name.clone(), expected, got)
     }
 
     fn wrong_type_at(&self, place: String, expected: &'static str, got: &Value) -> PlacedFault {
-        (Some(self.column), Fault::WrongType { place, expected, got: type_name(got) })
+        (self.column, Fault::WrongType { place, expected, got: type_name(got) })
     }
 
     fn bad_value(&self, place: String, reason: &str) -> PlacedFault {
-        (Some(self.column), Fault::BadValue { place, reason: reason.to_string() })
+        (self.column, Fault::BadValue { place, reason: reason.to_string() })
     }
 }
 
@@ -109,7 +157,7 @@ fn parse_fields(text: &str) -> Result<Vec<Field<'_>>, PlacedFault> {
         // Syntax inside the value (escapes, number range, depth) is only checked when it is parsed.
         let value = serde_json::from_str(raw.get())
             .map_err(|error| (Some(column + error.column().saturating_sub(1)), syntax(&error)))?;
-        fields.push(Field { name, raw, value, column });
+        fields.push(Field { name, raw: Some(raw), value, column: Some(column) });
     }
     Ok(fields)
 }
@@ -147,7 +195,7 @@ fn syntax(error: &serde_json::Error) -> Fault {
 }
 
 fn missing(name: &str, fields: &[Field<'_>]) -> Fault {
-    Fault::MissingColumn { name: name.to_string(), present: fields.iter().map(|field| field.name.clone()).collect() }
+    Fault::missing_column(name, fields.iter().map(|field| field.name.clone()).collect())
 }
 
 fn type_name(value: &Value) -> &'static str {
@@ -179,7 +227,7 @@ fn checked_messages(field: &Field<'_>, messages: &[Value]) -> Result<Vec<Value>,
         match object.get("content") {
             Some(Value::String(_) | Value::Array(_)) => {}
             // A turn of nothing but tool calls has no content.
-            None | Some(Value::Null) if object.contains_key("tool_calls") => {}
+            None | Some(Value::Null) if object.get("tool_calls").is_some_and(|calls| !calls.is_null()) => {}
             None => return Err(field.bad_value(place, "the message has no `content`")),
             Some(other) => return Err(field.wrong_type_at(format!("{place}.content"), "a string", other)),
         }
@@ -201,7 +249,7 @@ fn split_messages(field: &Field<'_>, mut messages: Vec<Value>) -> Result<(Vec<Va
 }
 
 /// The better and the worse completion of a pair, which differ.
-fn pair_texts(fields: &[Field<'_>], config: &JsonlConfig) -> Result<(String, String), PlacedFault> {
+fn pair_texts(fields: &[Field<'_>], config: &RowsConfig) -> Result<(String, String), PlacedFault> {
     let text = |name: &str| match fields.iter().find(|field| field.name == name) {
         Some(field) => completion_text(field),
         None => Err((None, missing(name, fields))),

@@ -3,16 +3,17 @@
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::place::RowPlace;
 use crate::text::Prompt;
 
 /// A prompt and the other columns of its line.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// Number of the row in its file, from 0, blank lines not counted. It names the prompt in the randomness of a run,
-    /// so it stays the same whether bad rows are skipped or not.
+    /// Number of the row in its file, or through the files of its data set, from 0, blank lines not counted. It names the
+    /// prompt in the randomness of a run, so it stays the same whether bad rows are skipped or not.
     pub index: u64,
-    /// Line in the file, from 1.
-    pub line: usize,
+    /// Where it stands, for messages.
+    pub place: RowPlace,
     /// What the model is asked.
     pub prompt: Prompt,
     /// Every column except the prompt's.

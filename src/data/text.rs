@@ -1,7 +1,7 @@
 //! Reading a plain text: UTF-8, whole, as it is.
 
 use super::error::DataError;
-use super::jsonl::binary_format;
+use super::load::binary_format;
 use crate::io::{IoError, sha256_bytes};
 use std::path::Path;
 

@@ -234,6 +234,7 @@ mod tests {
     use super::super::{EvalFigures, compute_figures};
     use super::*;
     use crate::data::Columns;
+    use crate::data::RowPlace;
 
     fn run() -> EvalRun {
         EvalRun {
@@ -283,7 +284,7 @@ mod tests {
         let rows: Vec<Row> = (0..2)
             .map(|index| Row {
                 index,
-                line: index as usize + 1,
+                place: RowPlace::line("sums.jsonl".as_ref(), index as usize + 1),
                 prompt: Prompt::Text(format!("{index} + 1 =")),
                 columns: Columns::from_iter([("answer", "1")]),
             })

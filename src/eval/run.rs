@@ -1,7 +1,7 @@
 //! Running a model over a data set: prompts -> completions -> what the graders say. It writes nothing.
 
 use super::{EvalFigures, EvalSample, compute_figures};
-use crate::data::Row;
+use crate::data::{Row, RowPlace};
 use crate::error::{Diagnose, Exit};
 use crate::io::IoError;
 use crate::model::Decoder;
@@ -13,7 +13,6 @@ use crate::telemetry::{EvalFigures as Headline, StepMetrics};
 use crate::text::{StopRules, TextError, Tokenizer};
 use crate::trainer::PreparedPrompt;
 use rayon::prelude::*;
-use std::path::{Path, PathBuf};
 
 /// How an evaluation samples.
 #[derive(Debug, Clone)]
@@ -52,11 +51,11 @@ impl Grader {
         }
     }
 
-    /// Checks that every row has what the grader needs. `path` is the rows' file, for the message.
+    /// Checks that every row has what the grader needs.
     ///
     /// # Errors
     /// [`EvalError::BadRow`] for the first row that has not.
-    pub fn check_rows(&self, path: &Path, rows: &[Row]) -> Result<(), EvalError> {
+    pub fn check_rows(&self, rows: &[Row]) -> Result<(), EvalError> {
         let check: &dyn Reward = match self {
             Self::LastInteger(grader) => grader,
             Self::ExactMatch(grader) => grader,
@@ -64,8 +63,7 @@ impl Grader {
         };
         rows.iter().try_for_each(|row| {
             check.check_row(&row.columns).map_err(|reason| EvalError::BadRow {
-                path: path.to_path_buf(),
-                line: row.line,
+                place: row.place.clone().into(),
                 grader: check.name().to_string(),
                 reason,
             })
@@ -104,12 +102,10 @@ struct Grade {
 #[non_exhaustive]
 pub enum EvalError {
     /// What is right cannot be told for a row.
-    #[error("{}:{line}: what is right here cannot be told by `{grader}`: {reason}", path.display())]
+    #[error("{place}: what is right here cannot be told by `{grader}`: {reason}")]
     BadRow {
-        /// The file.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
+        /// The row.
+        place: Box<RowPlace>,
         /// The `eval_grader`.
         grader: String,
         /// What is missing.
@@ -196,7 +192,7 @@ pub fn run_eval(
                 completion: &completion,
                 completion_ids: &sampled.ids,
                 columns: &prompt.columns,
-                line: prompt.line,
+                line: prompt.place.number(),
             };
             let scored = rewards.score(&input)?;
             let grade = grader.grade(&input, &scored)?;

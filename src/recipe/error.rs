@@ -3,7 +3,7 @@
 use super::parts::PromptLimit;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
-use crate::data::DataError;
+use crate::data::{DataError, RowPlace};
 use crate::device::{self, DeviceError};
 use crate::error::{Diagnose, Exit};
 use crate::eval::EvalError;
@@ -46,8 +46,8 @@ pub enum RecipeError {
     #[error("sample_prompt has {tokens} tokens, and the model's context is {context}")]
     SamplePrompt { tokens: usize, context: usize },
     /// A conversation where the tokenizer knows plain text only.
-    #[error("{}:{line}: a conversation, but `tokenizer = \"char\"` knows nothing of chat templates", path.display())]
-    Conversation { path: PathBuf, line: usize },
+    #[error("{place}: a conversation, but `tokenizer = \"char\"` knows nothing of chat templates")]
+    Conversation { place: Box<RowPlace> },
     /// The folder for the files of a new model holds something else.
     #[error("{} holds {file}, so the files of the new model are not written there", folder.display())]
     ForeignFolder { folder: PathBuf, file: String },

@@ -128,8 +128,8 @@ pub fn evaluate(
     let all_rows = data.rows.len();
     data.rows.truncate(options.num_rows.unwrap_or(usize::MAX));
     let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
-    rewards.check_rows(&options.data, &data.rows)?;
-    grader.check_rows(&options.data, &data.rows)?;
+    rewards.check_rows(&data.rows)?;
+    grader.check_rows(&data.rows)?;
     let rows = data.rows.clone();
     let limit = PromptLimit::new(settings, &model);
     let prompts = prepare(&options.data, data.rows, &model.renderer(settings), limit)?.prompts;

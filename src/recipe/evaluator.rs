@@ -45,15 +45,15 @@ fn on_rows(
     let path = Path::new(file);
     let mut data = load_data(path, settings, RowKind::Prompt)?;
     data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
-    rewards.check_rows(path, &data.rows)?;
-    grader.check_rows(path, &data.rows)?;
+    rewards.check_rows(&data.rows)?;
+    grader.check_rows(&data.rows)?;
     let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
     if settings.architecture.is_some() {
         // A tokenizer made from the training rows leaves out what it does not know.
         for prompt in &prompts {
             let characters = model.tokenizer.missing_characters(&prompt.text);
             if !characters.is_empty() {
-                let place = format!("{}:{}", path.display(), prompt.line);
+                let place = prompt.place.to_string();
                 return Err(RecipeError::MissingCharacters { place, characters });
             }
         }

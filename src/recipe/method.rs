@@ -86,7 +86,8 @@ fn preferences(
 pub(super) fn pairs(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Pair>, RecipeError> {
     let path = Path::new(&settings.train_file);
     let limits = example_config(settings, model);
-    let (pairs, left_out) = prepare_pairs(path, &data.rows, &model.renderer(settings), limits)?;
+    let (pairs, left_out) = prepare_pairs(&data.rows, &model.renderer(settings), limits)?;
+    let left_out = left_out.len();
     if pairs.is_empty() {
         return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
     }
@@ -100,7 +101,8 @@ pub(super) fn pairs(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -
 fn examples(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Example>, RecipeError> {
     let path = Path::new(&settings.train_file);
     let limits = example_config(settings, model);
-    let (examples, left_out) = prepare_examples(path, &data.rows, &model.renderer(settings), limits)?;
+    let (examples, left_out) = prepare_examples(&data.rows, &model.renderer(settings), limits)?;
+    let left_out = left_out.len();
     if examples.is_empty() {
         return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
     }
@@ -129,7 +131,7 @@ fn source(
     rewards: WeightedRewards,
 ) -> Result<RolloutSource, RecipeError> {
     let path = Path::new(&settings.train_file);
-    rewards.check_rows(path, &data.rows)?;
+    rewards.check_rows(&data.rows)?;
     let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
     let config = RolloutConfig {
         num_generations: settings.num_generations,

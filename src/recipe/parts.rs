@@ -2,7 +2,7 @@
 
 use super::RecipeError;
 use crate::config::{Algorithm, ComputeDtype, EvalGrader, RunConfig};
-use crate::data::{Dataset, JsonlConfig, RowKind, load_jsonl};
+use crate::data::{Dataset, RowKind, load_rows};
 use crate::device::{self, Compute};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
@@ -116,16 +116,7 @@ pub(super) fn graders(
 
 /// Reads a data file; rows that are left out are warned of.
 pub(super) fn load_data(path: &Path, settings: &RunConfig, kind: RowKind) -> Result<Dataset, RecipeError> {
-    let config = JsonlConfig {
-        prompt_column: settings.prompt_column.clone(),
-        completion_column: settings.completion_column.clone(),
-        chosen_column: settings.chosen_column.clone(),
-        rejected_column: settings.rejected_column.clone(),
-        on_bad_row: settings.on_bad_row,
-        kind,
-        ..JsonlConfig::default()
-    };
-    let dataset = load_jsonl(path, &config)?;
+    let dataset = load_rows(path, &settings.rows_config(kind)?)?;
     if dataset.skipped > 0 {
         tracing::warn!("{}: {} bad rows left out", path.display(), dataset.skipped);
     }
@@ -179,14 +170,14 @@ pub(super) fn prepare(
     limit: PromptLimit,
 ) -> Result<PreparedPrompts, RecipeError> {
     let num_rows = rows.len();
-    let prepared = PreparedPrompts::new(path, rows, renderer, limit.tokens())?;
+    let prepared = PreparedPrompts::new(rows, renderer, limit.tokens())?;
+    let too_long = prepared.left_out.len();
     if prepared.prompts.is_empty() {
-        let (path, too_long) = (path.to_owned(), prepared.too_long);
+        let path = path.to_owned();
         return Err(RecipeError::NoRows { path, rows: num_rows, too_long, limit });
     }
-    if prepared.too_long > 0 {
-        let (path, too_long) = (path.display(), prepared.too_long);
-        tracing::warn!("{path}: {too_long} prompts are longer than {limit} and were left out");
+    if too_long > 0 {
+        tracing::warn!("{}: {too_long} prompts are longer than {limit} and were left out", path.display());
     }
     Ok(prepared)
 }

@@ -68,7 +68,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
             (num_blocks, model.tokenizer.decode_with_special(shown)?, shown.to_vec(), 1)
         }
         TrainingData::Rows(data) if settings.samples_completions() => {
-            rewards.check_rows(path, &data.rows)?;
+            rewards.check_rows(&data.rows)?;
             let limit = PromptLimit::new(settings, &model);
             let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
@@ -120,9 +120,9 @@ fn first_example(
     data: &Dataset,
 ) -> Result<(usize, String, Vec<u32>, usize), RecipeError> {
     let limits = example_config(settings, model);
-    let (examples, left_out) = prepare_examples(path, &data.rows, &model.renderer(settings), limits)?;
+    let (examples, left_out) = prepare_examples(&data.rows, &model.renderer(settings), limits)?;
     let Some(first) = examples.first() else {
-        return Err(RecipeError::NoExamples { path: path.to_owned(), left_out });
+        return Err(RecipeError::NoExamples { path: path.to_owned(), left_out: left_out.len() });
     };
     let ids: Vec<u32> = first.prompt_ids.iter().chain(&first.completion_ids).copied().collect();
     let longest = examples.iter().map(|e| e.prompt_ids.len()).max().unwrap_or(0);

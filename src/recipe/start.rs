@@ -53,7 +53,7 @@ impl Start {
             Some(architecture) => {
                 let file = read(settings)?;
                 if architecture.tokenizer == Some(TokenizerKind::Char) {
-                    require_plain(settings, &file)?;
+                    require_plain(&file)?;
                 }
                 let base = BaseFolder::new(architecture, texts(&file))?;
                 let folder = base.path().to_string_lossy().into_owned();
@@ -94,10 +94,10 @@ fn texts(file: &File) -> Vec<&str> {
 }
 
 /// A conversation is written out by a template, whose characters are not in the data.
-fn require_plain(settings: &RunConfig, file: &File) -> Result<(), RecipeError> {
+fn require_plain(file: &File) -> Result<(), RecipeError> {
     let File::Rows(data) = file else { return Ok(()) };
     match data.rows.iter().find(|row| matches!(row.prompt, Prompt::Messages(_))) {
         None => Ok(()),
-        Some(row) => Err(RecipeError::Conversation { path: settings.train_file.clone().into(), line: row.line }),
+        Some(row) => Err(RecipeError::Conversation { place: row.place.clone().into() }),
     }
 }

@@ -1,15 +1,14 @@
 //! What can go wrong with rewards.
 
-use std::path::PathBuf;
-
+use crate::data::RowPlace;
 use crate::error::{Diagnose, Exit};
 
 /// An error of the `reward` area.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RewardError {
-    #[error("{}:{line}: the reward `{reward}` cannot use this row: {reason}", path.display())]
-    BadRow { path: PathBuf, line: usize, reward: String, reason: String },
+    #[error("{place}: the reward `{reward}` cannot use this row: {reason}")]
+    BadRow { place: Box<RowPlace>, reward: String, reason: String },
     /// `completion`: how it begins.
     #[error("the reward `{reward}` gave {score} for a completion of line {line}: {completion:?}")]
     NonFinite { reward: String, line: usize, score: f64, completion: String },

@@ -118,7 +118,7 @@ fn columns_of(line: &str) -> Columns {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.jsonl");
     std::fs::write(&path, line).unwrap();
-    crate::data::load_jsonl(&path, &crate::data::JsonlConfig::default()).unwrap().rows.remove(0).columns
+    crate::data::load_rows(&path, &crate::data::RowsConfig::default()).unwrap().rows.remove(0).columns
 }
 
 fn score(columns: &Columns, completion: &str) -> Option<f64> {

@@ -49,7 +49,7 @@ pub struct RewardInput<'a> {
     pub completion_ids: &'a [u32],
     /// The other columns of the prompt's row.
     pub columns: &'a Columns,
-    /// Line of the row in its file, from 1, for messages.
+    /// Line of the row in its file, or number of a Parquet file's row, from 1, for messages.
     pub line: usize,
 }
 

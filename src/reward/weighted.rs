@@ -1,6 +1,5 @@
 //! The weighted sum of several rewards.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::error::RewardError;
@@ -84,16 +83,15 @@ impl WeightedRewards {
         }
     }
 
-    /// Checks that every reward can use every row, before a run starts. `path` is the rows' file, for the message.
+    /// Checks that every reward can use every row, before a run starts.
     ///
     /// # Errors
     /// [`RewardError::BadRow`] for the first row that a reward cannot use.
-    pub fn check_rows(&self, path: &Path, rows: &[Row]) -> Result<(), RewardError> {
+    pub fn check_rows(&self, rows: &[Row]) -> Result<(), RewardError> {
         for row in rows {
             for (_, reward) in &self.parts {
                 reward.check_row(&row.columns).map_err(|reason| RewardError::BadRow {
-                    path: path.to_path_buf(),
-                    line: row.line,
+                    place: row.place.clone().into(),
                     reward: reward.name().to_string(),
                     reason,
                 })?;

@@ -7,6 +7,7 @@
 mod byte_level;
 mod chat;
 mod error;
+mod nearest;
 mod python;
 mod render;
 mod stop;
@@ -19,6 +20,7 @@ pub use byte_level::{END_OF_TEXT, TokenizerFiles, byte_level_tokenizer, bytes_of
 pub use chat::{ChatTemplate, RenderOptions, TemplateSource};
 pub use error::TextError;
 pub(crate) use error::excerpt;
+pub(crate) use nearest::nearest;
 pub use render::{Prompt, PromptRenderer, RenderedPrompt};
 pub use stop::{FinishReason, StopRules, StopState};
 pub use stream::TextStream;

@@ -13,14 +13,15 @@ use super::policy::{Policy, require_finite_loss};
 use super::prompts::draw;
 use super::rollouts::{RolloutSource, Rollouts};
 use super::rows::widen;
-use super::{ExampleConfig, LoggedCompletion, Reference, StepContext, StepLog, StepOutput, TrainError};
+use super::{
+    ExampleConfig, LeftOut, LoggedCompletion, Misfit, Reference, StepContext, StepLog, StepOutput, TrainError,
+};
 use crate::algorithm::{DpoConfig, DpoStats, PairBatch, compute_dpo_objective};
 use crate::batch::{Group, pack_whole};
 use crate::checkpoint::{SavedCompletion, SavedGroup};
 use crate::data::{Row, RowOrder};
 use crate::telemetry::StepMetrics;
 use crate::text::PromptRenderer;
-use std::path::Path;
 use std::time::Instant;
 
 /// The log-probs of the loss are those of the policy itself.
@@ -41,30 +42,32 @@ impl Pair {
     }
 }
 
-/// Renders and tokenises pairs of the file `path`, each completion as supervised learning would learn it; returns them
-/// and how many rows were left out: too long, without a prompt, or of equal tokens.
+/// Renders and tokenises pairs, each completion as supervised learning would learn it; returns them and the rows that
+/// are left out: too long, without a prompt, or of equal tokens.
 ///
 /// # Errors
 /// Fails where a row cannot be rendered.
 pub fn prepare_pairs(
-    path: &Path,
     rows: &[Row],
     renderer: &PromptRenderer,
     config: ExampleConfig,
-) -> Result<(Vec<Pair>, usize), TrainError> {
+) -> Result<(Vec<Pair>, Vec<LeftOut>), TrainError> {
     let mut pairs = Vec::with_capacity(rows.len());
+    let mut left_out = Vec::new();
     for row in rows {
-        let at_row = |error| TrainError::Row { path: path.to_owned(), line: row.line, source: Box::new(error) };
+        let at_row = |error| TrainError::Row { place: row.place.clone().into(), source: Box::new(error) };
         let (chosen, rejected) = row.pair().unwrap_or_default();
         let (prompt, chosen_ids) = renderer.render_pair(&row.prompt, chosen).map_err(at_row)?;
         let (_, rejected_ids) = renderer.render_pair(&row.prompt, rejected).map_err(at_row)?;
-        let fits = [&chosen_ids, &rejected_ids].iter().all(|ids| config.fits(prompt.ids.len(), ids.len()));
+        let misfit = [&chosen_ids, &rejected_ids].iter().find_map(|ids| config.misfit(prompt.ids.len(), ids.len()));
         // Something must stand before the first token that is predicted.
-        if fits && !prompt.ids.is_empty() && chosen_ids != rejected_ids {
-            pairs.push(Pair { prompt_ids: prompt.ids, chosen_ids, rejected_ids });
+        let no_prompt = prompt.ids.is_empty().then_some(Misfit::NoPrompt);
+        let equal = (chosen_ids == rejected_ids).then_some(Misfit::EqualPair);
+        match misfit.or(no_prompt).or(equal) {
+            None => pairs.push(Pair { prompt_ids: prompt.ids, chosen_ids, rejected_ids }),
+            Some(why) => left_out.push(LeftOut { place: row.place.clone(), why }),
         }
     }
-    let left_out = rows.len() - pairs.len();
     Ok((pairs, left_out))
 }
 

@@ -2,6 +2,7 @@
 
 use crate::algorithm::AlgorithmError;
 use crate::checkpoint::CheckpointError;
+use crate::data::RowPlace;
 use crate::device;
 use crate::error::{Diagnose, Exit};
 use crate::io::IoError;
@@ -9,15 +10,14 @@ use crate::reward::RewardError;
 use crate::rollout::RolloutError;
 use crate::telemetry::{NonFinite, TelemetryError};
 use crate::text::TextError;
-use std::path::PathBuf;
 
 /// Why a run could not go on. The last checkpoint is as it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
     /// A row of the data could not be rendered or tokenised.
-    #[error("{}:{line}: {source}", path.display())]
-    Row { path: PathBuf, line: usize, source: Box<TextError> },
+    #[error("{place}: {source}")]
+    Row { place: Box<RowPlace>, source: Box<TextError> },
     /// Evaluation or export failed.
     #[error("{0}")]
     Other(Box<dyn Diagnose>),

@@ -25,7 +25,7 @@ pub use dpo::{Dpo, DpoStepConfig, Pair, PairSource, prepare_pairs};
 pub use error::TrainError;
 pub use policy::{Policy, PolicyConfig, TokenGrads};
 pub use policy_gradient::{PolicyGradient, PolicyGradientConfig};
-pub use prompts::{PreparedPrompt, PreparedPrompts};
+pub use prompts::{LeftOut, Misfit, PreparedPrompt, PreparedPrompts};
 pub use reference::{Reference, ReferenceSync};
 pub use rollouts::{RolloutConfig, RolloutSource};
 pub use run::{Evaluated, Method, Outcome, RunSettings, Trainer};

@@ -175,7 +175,7 @@ impl RolloutSource {
         let started = Instant::now();
         let of_completion = |prompt: &PreparedPrompt, c: &Completion| -> Result<(String, Scored), TrainError> {
             let text = self.tokenizer.decode(&c.ids)?;
-            let (columns, line) = (&prompt.columns, prompt.line);
+            let (columns, line) = (&prompt.columns, prompt.place.number());
             let (messages, completion_ids) = (prompt.messages.as_deref(), &c.ids[..]);
             let (prompt, completion) = (&prompt.text[..], &text[..]);
             let input = RewardInput { prompt, messages, completion, completion_ids, columns, line };

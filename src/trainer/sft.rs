@@ -4,12 +4,11 @@ use super::phase::Phase;
 use super::policy::{Policy, require_finite_loss};
 use super::prompts::draw;
 use super::rows::widen;
-use super::{StepContext, StepLog, StepOutput, TrainError};
+use super::{LeftOut, Misfit, StepContext, StepLog, StepOutput, TrainError};
 use crate::algorithm::compute_sft_objective;
 use crate::batch::Group;
 use crate::data::{Row, RowOrder};
 use crate::text::PromptRenderer;
-use std::path::Path;
 use std::time::Instant;
 
 /// A prompt and the tokens to learn.
@@ -56,31 +55,35 @@ pub struct ExampleConfig {
 }
 
 impl ExampleConfig {
-    /// Whether an example of so many tokens is within the limits.
-    pub(super) fn fits(&self, prompt: usize, completion: usize) -> bool {
-        prompt <= self.max_prompt_length
-            && completion <= self.max_completion_length
-            && prompt + completion <= self.max_length
+    /// The limit that an example of so many tokens exceeds, if it does.
+    pub(super) fn misfit(&self, prompt: usize, completion: usize) -> Option<Misfit> {
+        let both = prompt + completion;
+        if prompt > self.max_prompt_length {
+            Some(Misfit::Prompt { tokens: prompt, limit: self.max_prompt_length })
+        } else if completion > self.max_completion_length {
+            Some(Misfit::Completion { tokens: completion, limit: self.max_completion_length })
+        } else {
+            (both > self.max_length).then_some(Misfit::Both { tokens: both, limit: self.max_length })
+        }
     }
 }
 
-/// Renders and tokenises rows of the file `path`; returns the examples and how many rows were left out as too long or empty.
+/// Renders and tokenises rows; returns the examples and the rows that are left out as too long or empty.
 ///
 /// # Errors
 /// Fails where a row cannot be rendered.
 pub fn prepare_examples(
-    path: &Path,
     rows: &[Row],
     renderer: &PromptRenderer,
     config: ExampleConfig,
-) -> Result<(Vec<Example>, usize), TrainError> {
+) -> Result<(Vec<Example>, Vec<LeftOut>), TrainError> {
     let mut examples = Vec::with_capacity(rows.len());
-    let mut left_out = 0;
+    let mut left_out = Vec::new();
     for row in rows {
-        let at_row = |error| TrainError::Row { path: path.to_owned(), line: row.line, source: Box::new(error) };
+        let at_row = |error| TrainError::Row { place: row.place.clone().into(), source: Box::new(error) };
         let completion = row.completion().unwrap_or_default();
         let (prompt, completion_ids) = renderer.render_pair(&row.prompt, completion).map_err(at_row)?;
-        let fits = config.fits(prompt.ids.len(), completion_ids.len());
+        let misfit = config.misfit(prompt.ids.len(), completion_ids.len());
         let mut example = Example { prompt_ids: prompt.ids, completion_ids };
         if !config.completion_only_loss || example.prompt_ids.is_empty() {
             // Something must stand before the first token that is predicted.
@@ -90,10 +93,10 @@ pub fn prepare_examples(
                 example.prompt_ids.push(example.completion_ids.remove(0));
             }
         }
-        if fits && !example.completion_ids.is_empty() {
-            examples.push(example);
-        } else {
-            left_out += 1;
+        let is_empty = example.completion_ids.is_empty();
+        match misfit.or(is_empty.then_some(Misfit::NothingToLearn)) {
+            None => examples.push(example),
+            Some(why) => left_out.push(LeftOut { place: row.place.clone(), why }),
         }
     }
     Ok((examples, left_out))
