@@ -90,11 +90,11 @@ fn var(value: &Tensor) -> Var {
 fn linear(criterion: &mut Criterion) {
     let (x, w, g) = (random(ROWS, WIDTH), random(INNER, WIDTH), random(ROWS, INNER));
     let (xv, wv) = (var(&x), var(&w));
-    let (layer, dx) = (Linear { weight: trainable(&w), bias: None }, random(ROWS, WIDTH));
+    let (layer, dx) = (Linear::new(trainable(&w), None), random(ROWS, WIDTH));
     Op {
         name: "linear",
         forward: &|| layer.forward(&x).map(drop),
-        backward: &|| layer.backward(&g, &x, &dx, false),
+        backward: &|| layer.backward(&g, &x, &dx, false, None),
         naive: &|| naive::linear(&xv, &wv),
         vars: &[&xv, &wv],
     }

@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release --example dump_outputs -- MODEL_FOLDER DATA.jsonl [NUM_PROMPTS] [DEVICE] > stored.json
 //!
-//! `DEVICE` is cpu (the default) or cuda; everything is computed in f32.
+//! The folder may be an adapter's, whose base model is found as it says. `DEVICE` is cpu (the default) or cuda; everything is computed in f32.
 //!
 //! The prompts are the first `NUM_PROMPTS` (20) rows of the data file, read as plain text. Each is prefilled and
 //! decoded greedily through the key-value cache, one token at a time, up to 32 tokens or an EOS.
@@ -15,10 +15,11 @@ use std::path::Path;
 use candle_core::DType;
 use candlewick::data::{RowsConfig, load_rows};
 use candlewick::device::{self, Compute, DeviceKind};
-use candlewick::model::{Decoder, LoadedTensor, ModelConfig, Params, load_weights};
+use candlewick::model::{Decoder, LoadedTensor, load_weights};
 use candlewick::ops::attention::Context;
 use candlewick::ops::head::logits;
-use candlewick::text::{Prompt, PromptRenderer, Tokenizer, eos_set};
+use candlewick::recipe::load_model;
+use candlewick::text::{Prompt, PromptRenderer};
 use serde_json::{Map, Value, json};
 
 const MAX_NEW_TOKENS: usize = 32;
@@ -86,13 +87,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         _ => device::open(DeviceKind::Cpu)?,
     };
     let compute = Compute { device, dtype: DType::F32 };
-    let folder = Path::new(folder);
-    let config = ModelConfig::load(folder)?;
-    let (tensors, _) = load_weights(folder, &config)?;
-    let sums = summarize(&tensors);
-    let model = Decoder::new(config, Params::new(tensors, &compute, false)?)?;
-    let tokenizer = Tokenizer::load(folder)?;
-    let eos_ids = eos_set(folder, &tokenizer)?;
+    let loaded = load_model(folder, None, true, None)?;
+    let sums = summarize(&load_weights(&loaded.resolved.folder, &loaded.config)?.0);
+    let (model, _) = loaded.decoder(&compute, false)?;
+    let (tokenizer, eos_ids) = (loaded.tokenizer, loaded.eos_ids);
     let renderer = PromptRenderer::new(tokenizer.clone(), None);
 
     let mut columns: [Vec<Value>; 5] = Default::default();

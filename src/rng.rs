@@ -18,6 +18,10 @@ pub enum Stream {
     Data = 4,
     /// Which of several sources training rows come from: `(epoch, position, 0, 0)`.
     Mix = 5,
+    /// First weights of an adapter: `(module, element, 0, 0)`.
+    Adapter = 6,
+    /// What dropout leaves out: `(update, micro-batch, 0, 0)`, then `(module, 0, 0, 0)` with that as the seed.
+    Dropout = 7,
 }
 
 const ROUND_MULTIPLIERS: (u32, u32) = (0xD251_1F53, 0xCD9E_8D57);

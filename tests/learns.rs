@@ -132,6 +132,7 @@ impl Run {
             schedule: LrSchedule { kind: LrSchedulerType::Constant, warmup_steps: 0, num_steps: 100 },
             max_grad_norm: Some(1.0),
             gradient_checkpointing: options.gradient_checkpointing,
+            seed: 0,
         };
         let policy = Policy::new(tiny_decoder(true), policy).unwrap();
         Self { method, policy, step: 0, rows_drawn: 0, iteration: 0, kept: None }

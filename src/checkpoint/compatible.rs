@@ -15,8 +15,8 @@ const SILENT: [&str; 8] =
     ["output_dir", "resume", "logging_steps", "threads", "report_to", "project", "run_name", "offline"];
 /// Settings that make another run of it.
 const FATAL: [&str; 3] = ["algorithm", "model", "init"];
-/// A table of such settings: all of its keys, and the table itself.
-const ARCHITECTURE: &str = "architecture";
+/// Tables of such settings: all of their keys, and the tables themselves.
+const FATAL_TABLES: [&str; 2] = ["architecture", "lora"];
 /// Settings that saved rollouts were made with (their shape, the temperature of their log-probs): fatal while such wait
 /// to be used again.
 const FATAL_WITH_ROLLOUTS: [&str; 5] = ["num_generations", "prompts_per_step", "num_iterations", "beta", "temperature"];
@@ -126,7 +126,7 @@ pub fn compare_identity(saved: &RunIdentity, current: &RunIdentity, has_rollouts
             continue;
         }
         let is_fatal = FATAL.contains(&name)
-            || key.starts_with(ARCHITECTURE)
+            || FATAL_TABLES.contains(&key.split('.').next().unwrap_or(key))
             || (has_rollouts && FATAL_WITH_ROLLOUTS.contains(&name));
         let value = |identity: &RunIdentity| identity.config.get(key).map_or("not set", String::as_str).to_owned();
         compare(key, &value(saved), &value(current), is_fatal);

@@ -27,9 +27,10 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Values converted at a time.
 const PIECE: usize = 1 << 15;
 
-/// Files of a base model that an export keeps unchanged, where the base has them.
-const COPIED: &[&str] = &[
-    "generation_config.json",
+/// Files of a base model besides its tokenizer that an export keeps unchanged, where the base has them.
+const COPIED: &[&str] = &["generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE"];
+/// Files of a tokenizer.
+const TOKENIZER: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -40,10 +41,10 @@ const COPIED: &[&str] = &[
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "NOTICE",
 ];
+
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// Writes the model folder `out`: the files of `base` and the tensors `specs`, rounded to `dtype`.
 ///
@@ -66,6 +67,28 @@ pub fn export_model<'a, E: From<CheckpointError>>(
     let names = write_weights(out, specs, data, dtype, shard_bytes)?;
     copy_base(out, base, dtype)?;
     remove_other_weights(out, &names).map_err(CheckpointError::from)?;
+    Ok(())
+}
+
+/// Writes the folder of an adapter as PEFT does: `adapter_config.json` with the text `config`, the tensors `specs`, and
+/// the tokenizer of `base`. `data` and `dtype` are those of [`export_model`].
+///
+/// # Errors
+/// As [`export_model`].
+pub fn export_adapter<'a, E: From<CheckpointError>>(
+    out: &Path,
+    base: &Path,
+    config: &str,
+    specs: &[(&str, &[usize])],
+    mut data: impl FnMut(usize) -> Result<Cow<'a, [f32]>, E>,
+    dtype: SavedDtype,
+) -> Result<(), E> {
+    create_dirs(out).map_err(CheckpointError::from)?;
+    write_file(&out.join(ADAPTER_WEIGHTS), specs, 0..specs.len(), &mut data, dtype)?;
+    write_atomic(&out.join(ADAPTER_CONFIG), |writer| writer.write_all(config.as_bytes()))
+        .map_err(CheckpointError::from)?;
+    copy_files(out, base, TOKENIZER)?;
+    remove_other_weights(out, &[ADAPTER_WEIGHTS.into(), ADAPTER_CONFIG.into()]).map_err(CheckpointError::from)?;
     Ok(())
 }
 
@@ -217,23 +240,31 @@ fn copy_base(out: &Path, base: &Path, dtype: SavedDtype) -> Result<(), Checkpoin
     let config = String::from_utf8(read(&path)?).map_err(|_| CheckpointError::corrupt(&path, "is not UTF-8"))?;
     let config = with_dtype(&config, dtype);
     write_atomic(&out.join("config.json"), |writer| writer.write_all(config.as_bytes()))?;
-    for name in COPIED {
+    copy_files(out, base, TOKENIZER)?;
+    copy_files(out, base, COPIED)
+}
+
+/// Copies those of the files `names` that `base` has.
+fn copy_files(out: &Path, base: &Path, names: &[&str]) -> Result<(), CheckpointError> {
+    for name in names {
         let path = base.join(name);
         if path.is_file() {
-            let content = read(&path)?;
+            let content = fs::read(&path).map_err(IoError::of("read", &path))?;
             write_atomic(&out.join(name), |writer| writer.write_all(&content))?;
         }
     }
     Ok(())
 }
 
-/// Removes weight files of an earlier export with another number of shards, which loaders would mix up with the new.
+/// Removes files of an earlier export with another number of shards or of another kind, which loaders would mix up with
+/// the new.
 fn remove_other_weights(out: &Path, names: &[String]) -> Result<(), IoError> {
     for entry in fs::read_dir(out).map_err(IoError::of("list", out))? {
         let path = entry.map_err(IoError::of("list", out))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let is_shard = name.starts_with("model-") && path.extension().is_some_and(|kind| kind == "safetensors");
-        if (is_shard || name == WEIGHTS || name == INDEX) && !names.iter().any(|written| written == name) {
+        let is_other = [WEIGHTS, INDEX, ADAPTER_WEIGHTS, ADAPTER_CONFIG].contains(&name);
+        if (is_shard || is_other) && !names.iter().any(|written| written == name) {
             fs::remove_file(&path).map_err(IoError::of("remove", &path))?;
         }
     }

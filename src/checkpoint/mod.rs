@@ -21,7 +21,7 @@ mod trainer_state;
 pub use card::{CardFacts, CardResult, base_license, model_card};
 pub use commit::{CheckpointDir, Found, Pending};
 pub use compatible::{Difference, RunIdentity, compare_identity, require_compatible};
-pub use export::{SHARD_BYTES, export_model};
+pub use export::{SHARD_BYTES, export_adapter, export_model};
 pub use manifest::{MANIFEST_FILE, Manifest, ManifestFile, unlisted_files, verify};
 pub use rollouts::{ROLLOUTS_FILE, SavedCompletion, SavedGroup, SavedRollouts};
 pub use rotation::{Keep, checkpoints_to_remove};

@@ -10,6 +10,7 @@ mod doctor;
 mod eval;
 mod failure;
 mod generate;
+mod merge;
 mod sampling;
 mod settings;
 mod train;
@@ -43,6 +44,7 @@ enum Verb {
     Train(Box<train::TrainArgs>),
     Eval(Box<eval::EvalArgs>),
     Generate(generate::GenerateArgs),
+    Merge(merge::MergeArgs),
     Config(config::ConfigArgs),
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
@@ -64,6 +66,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure
         Verb::Train(args) => train::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Generate(args) => generate::run(&args),
+        Verb::Merge(args) => merge::run(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),

@@ -9,7 +9,7 @@ use super::kinds::Algorithm;
 use super::resolved::Resume;
 use super::rewards;
 use super::run_config::RunConfig;
-use super::{algorithm_checks, architecture, data};
+use super::{algorithm_checks, architecture, data, lora};
 use std::path::Path;
 
 /// The most completions of an optimizer step: beyond what any machine samples, and far below what sizes can count.
@@ -72,6 +72,7 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
     found.extend(contradictions(config));
     found.extend(algorithm_checks::contradictions(config));
     found.extend(architecture::problems(config));
+    found.extend(lora::problems(config));
     found.extend(rewards::problems(config));
     found.extend(data::problems(config));
     found.extend(trackers(config));

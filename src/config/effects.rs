@@ -243,6 +243,7 @@ mod tests {
                 "init",
                 "save_dtype",
                 "architecture",
+                "lora",
                 "train_file",
                 "shuffle",
                 "max_completion_length",

@@ -32,6 +32,9 @@ pub(super) static REWARD_FIELDS: LazyLock<Vec<Field>> =
 pub(super) static ARCHITECTURE_FIELDS: LazyLock<Vec<Field>> =
     LazyLock::new(|| fields(include_str!("architecture.rs"), "ArchitectureConfig"));
 
+/// The settings of the `[lora]` table.
+pub(super) static LORA_FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| fields(include_str!("lora.rs"), "LoraConfig"));
+
 /// Reads the public fields of `pub struct <name>` with their doc comments out of Rust source text that rustfmt wrote.
 fn fields(source: &str, name: &str) -> Vec<Field> {
     let head = format!("pub struct {name} {{");
@@ -94,6 +97,13 @@ pub(super) const FOREIGN: &[Foreign] = &[
     noted("n_layer", "", "it is `num_hidden_layers` of the `[architecture]` table"),
     noted("n_head", "", "it is `num_attention_heads` of the `[architecture]` table"),
     noted("model_type", "", "it is `model_type` of the `[architecture]` table"),
+    noted("use_peft", "lora", "a `[lora]` table trains an adapter"),
+    noted("lora_r", "lora", "it is `r` of the `[lora]` table"),
+    noted("lora_rank", "lora", "it is `r` of the `[lora]` table"),
+    noted("lora_alpha", "lora", "it is `alpha` of the `[lora]` table"),
+    noted("lora_dropout", "lora", "it is `dropout` of the `[lora]` table"),
+    noted("lora_target_modules", "lora", "it is `target_modules` of the `[lora]` table"),
+    noted("use_rslora", "lora", "it is `use_rslora` of the `[lora]` table"),
     same("eval_data", "eval_file"),
     noted("eval_dataset", "eval_file", "a JSONL file"),
     same("prompt_field", "prompt_column"),
@@ -191,7 +201,7 @@ pub(super) fn foreign(name: &str) -> Option<&'static Foreign> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ArchitectureConfig, RewardConfig, RunConfig};
+    use crate::config::{ArchitectureConfig, LoraConfig, RewardConfig, RunConfig};
 
     fn keys(value: &serde_json::Value) -> Vec<String> {
         value.as_object().unwrap().keys().cloned().collect()
@@ -204,6 +214,7 @@ mod tests {
         assert_eq!(names(&REWARD_FIELDS), keys(&serde_json::to_value(RewardConfig::default()).unwrap()));
         let architecture = serde_json::to_value(ArchitectureConfig::default()).unwrap();
         assert_eq!(names(&ARCHITECTURE_FIELDS), keys(&architecture));
+        assert_eq!(names(&LORA_FIELDS), keys(&serde_json::to_value(LoraConfig::default()).unwrap()));
     }
 
     #[test]

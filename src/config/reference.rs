@@ -3,7 +3,7 @@
 //! Owns the page's form only; its words are those of `run_config.rs` and `names.rs`. The page in `configs/` is kept
 //! equal to this by a test.
 
-use super::names::{ARCHITECTURE_FIELDS, FOREIGN, Field, REWARD_FIELDS, RUN_FIELDS};
+use super::names::{ARCHITECTURE_FIELDS, FOREIGN, Field, LORA_FIELDS, REWARD_FIELDS, RUN_FIELDS};
 use super::rewards::KINDS;
 use crate::env::VARIABLES;
 use std::fmt::Write as _;
@@ -42,6 +42,10 @@ pub fn reference_page() -> String {
         if field.name == "architecture" {
             page.push_str("\nKeys of the `[architecture]` table:\n\n| key | type | meaning |\n|---|---|---|\n");
             ARCHITECTURE_FIELDS.iter().for_each(|field| write_row(&mut page, field));
+        }
+        if field.name == "lora" {
+            page.push_str("\nKeys of the `[lora]` table:\n\n| key | type | meaning |\n|---|---|---|\n");
+            LORA_FIELDS.iter().for_each(|field| write_row(&mut page, field));
         }
     }
     page.push_str(
@@ -91,7 +95,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::super::show::toml_value;
     use super::*;
-    use crate::config::{ArchitectureConfig, RewardConfig, RunConfig};
+    use crate::config::{ArchitectureConfig, LoraConfig, RewardConfig, RunConfig};
     use serde_json::Value;
 
     /// The comments are prose, but the default they state is a value that the code knows too.
@@ -101,6 +105,7 @@ mod tests {
             (&RUN_FIELDS, serde_json::to_value(RunConfig::default()).unwrap()),
             (&REWARD_FIELDS, serde_json::to_value(RewardConfig::default()).unwrap()),
             (&ARCHITECTURE_FIELDS, serde_json::to_value(ArchitectureConfig::default()).unwrap()),
+            (&LORA_FIELDS, serde_json::to_value(LoraConfig::default()).unwrap()),
         ];
         for (fields, defaults) in tables {
             for field in fields.iter() {

@@ -5,7 +5,8 @@
 
 use super::architecture::ArchitectureConfig;
 use super::diagnostic::{Diagnostic, Place};
-use super::names::{ARCHITECTURE_FIELDS, Field, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
+use super::lora::LoraConfig;
+use super::names::{ARCHITECTURE_FIELDS, Field, LORA_FIELDS, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
 use super::run_config::{RewardConfig, RunConfig};
 use serde::Deserialize;
 use std::ops::Range;
@@ -28,6 +29,7 @@ enum Kind {
     Run,
     Reward,
     Architecture,
+    Lora,
 }
 
 impl Kind {
@@ -36,6 +38,25 @@ impl Kind {
             Self::Run => &RUN_FIELDS,
             Self::Reward => &REWARD_FIELDS,
             Self::Architecture => &ARCHITECTURE_FIELDS,
+            Self::Lora => &LORA_FIELDS,
+        }
+    }
+
+    /// The kind of the table that a setting is, if it is one.
+    fn of(setting: &str) -> Option<Self> {
+        match setting {
+            "architecture" => Some(Self::Architecture),
+            "lora" => Some(Self::Lora),
+            _ => None,
+        }
+    }
+
+    /// How messages call a key of it.
+    fn owner(self) -> &'static str {
+        match self {
+            Self::Run | Self::Reward => "",
+            Self::Architecture => " of `[architecture]`",
+            Self::Lora => " of `[lora]`",
         }
     }
 
@@ -45,6 +66,7 @@ impl Kind {
             Self::Run => RunConfig::deserialize(table).map(drop),
             Self::Reward => RewardConfig::deserialize(table).map(drop),
             Self::Architecture => ArchitectureConfig::deserialize(table).map(drop),
+            Self::Lora => LoraConfig::deserialize(table).map(drop),
         }
     }
 }
@@ -70,10 +92,10 @@ fn check_table(kind: Kind, table: &Table<'_>, source: &Source<'_>, found: &mut V
                     None => found.push(wrong_type(kind, field, &element.span(), source)),
                 }
             }
-        } else if name == "architecture"
+        } else if let Some(inner) = Kind::of(name)
             && let Some(table) = value.get_ref().as_table()
         {
-            check_table(Kind::Architecture, table, source, found);
+            check_table(inner, table, source, found);
         } else {
             let mut alone = Table::new();
             alone.insert(key.clone(), value.clone());
@@ -107,11 +129,14 @@ fn unknown(kind: Kind, name: &str, value: &DeValue<'_>, place: Place) -> Diagnos
         help.push(format!("a reward has {}", list(names, "and")));
     } else if kind == Kind::Architecture {
         help.push(format!("an architecture has {}", list(names, "and")));
+    } else if kind == Kind::Lora {
+        help.push(format!("an adapter has {}", list(names, "and")));
     }
     let what = match kind {
         Kind::Run => "unknown setting",
         Kind::Reward => "unknown key of a reward",
         Kind::Architecture => "unknown key of `[architecture]`",
+        Kind::Lora => "unknown key of `[lora]`",
     };
     Diagnostic { message: format!("{what} `{name}`"), place, help }
 }
@@ -127,14 +152,15 @@ fn wrong_type(kind: Kind, field: &Field, span: &Range<usize>, source: &Source<'_
         "Vec<String" => "a list of strings".to_owned(),
         "Vec<RewardConfig" => "a list of tables, each under the head `[[rewards]]`".to_owned(),
         "ArchitectureConfig" => "a table, under the head `[architecture]`".to_owned(),
+        "LoraConfig" => "a table, under the head `[lora]`".to_owned(),
+        "Targets" => "a list of names, or \"all-linear\"".to_owned(),
         kind if kind.starts_with("serde_json") => "a table".to_owned(),
         _ => list(words.iter().map(String::as_str), "or"),
     };
     let bare = written.trim_matches(['"', '\'']);
     let near = nearest(bare, words.iter().map(String::as_str)).map(|word| format!("did you mean \"{word}\"?"));
-    let table = if kind == Kind::Architecture { " of `[architecture]`" } else { "" };
     Diagnostic {
-        message: format!("`{}`{table} must be {expected}, not {}", field.name, shorten(written)),
+        message: format!("`{}`{} must be {expected}, not {}", field.name, kind.owner(), shorten(written)),
         place: (source.place)(span),
         help: near.into_iter().collect(),
     }

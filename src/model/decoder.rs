@@ -9,6 +9,7 @@
 //! needs, and [`Decoder::forward_cached`], which reads and extends a key-value cache. A token's hidden state has the
 //! same bits on both.
 
+use super::adapter::Adapter;
 use super::params::Params;
 use super::{ModelConfig, ModelError};
 use crate::ops::Weight;
@@ -89,6 +90,8 @@ pub struct Recorder {
     layers: Vec<Kept>,
     last: Option<Tensor>, // [N, D] input of the final norm
     checkpointing: bool,
+    /// Names the draws of the adapter's dropout; none: nothing is left out.
+    noise: Option<u64>,
 }
 
 impl Recorder {
@@ -96,13 +99,22 @@ impl Recorder {
     /// (Chen et al., arXiv:1604.06174).
     #[must_use]
     pub fn new(checkpointing: bool) -> Self {
-        Self { layers: Vec::new(), last: None, checkpointing }
+        Self { layers: Vec::new(), last: None, checkpointing, noise: None }
+    }
+
+    /// The same with dropout in the adapter, whose draws are named by `noise`.
+    #[must_use]
+    pub fn with_noise(self, noise: u64) -> Self {
+        Self { noise: Some(noise), ..self }
     }
 }
 
-/// Where a layer's attention finds keys and values.
-enum Keys<'a> {
-    Packed,
+/// Which way tokens take through a layer.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    /// A batch that sees itself; `noise` names the draws of dropout.
+    Packed { noise: Option<u64> },
+    /// Attention finds keys and values in a cache.
     Cached { cache: &'a KvCache, rows: &'a RowNumbers<'a> },
 }
 
@@ -111,6 +123,7 @@ enum Keys<'a> {
 pub struct Decoder {
     pub(super) config: ModelConfig,
     params: Params,
+    adapter: Option<Adapter>,
     pub(super) heads: Heads,
     pub(super) inv_freq: Vec<f32>,
     pub(super) embed: Weight,
@@ -125,8 +138,13 @@ impl Decoder {
     /// # Errors
     /// Names a parameter that is missing.
     pub fn new(config: ModelConfig, params: Params) -> std::result::Result<Self, ModelError> {
-        let layers =
-            (0..config.num_hidden_layers).map(|i| layer(&config, &params, i)).collect::<std::result::Result<_, _>>()?;
+        Self::wire(config, params, None)
+    }
+
+    fn wire(config: ModelConfig, params: Params, adapter: Option<Adapter>) -> std::result::Result<Self, ModelError> {
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| layer(&config, &params, adapter.as_ref(), index))
+            .collect::<std::result::Result<_, _>>()?;
         let embed = params.weight("model.embed_tokens.weight")?;
         let head = if config.tie_word_embeddings { embed.clone() } else { params.weight("lm_head.weight")? };
         let heads = Heads {
@@ -135,7 +153,24 @@ impl Decoder {
             head_dim: config.head_dim,
         };
         let inv_freq = config.rope_inv_freq();
-        Ok(Self { heads, inv_freq, embed, layers, norm: params.weight("model.norm.weight")?, head, config, params })
+        let norm = params.weight("model.norm.weight")?;
+        Ok(Self { config, params, adapter, heads, inv_freq, embed, layers, norm, head })
+    }
+
+    /// The same weights with an adapter beside them.
+    ///
+    /// # Errors
+    /// Never, for a decoder that could be made.
+    pub fn with_adapter(self, adapter: Adapter) -> std::result::Result<Self, ModelError> {
+        Self::wire(self.config, self.params, Some(adapter))
+    }
+
+    /// The model without its adapter; the weights are shared.
+    ///
+    /// # Errors
+    /// Never, for a decoder that could be made.
+    pub fn without_adapter(&self) -> std::result::Result<Self, ModelError> {
+        Self::new(self.config.clone(), self.params.clone())
     }
 
     /// The same weights with zeroed gradient buffers of their own.
@@ -143,7 +178,8 @@ impl Decoder {
     /// # Errors
     /// Fails where a buffer cannot be allocated.
     pub fn with_own_gradients(&self) -> Result<Self> {
-        Self::new(self.config.clone(), self.params.with_own_gradients()?).map_err(candle_core::Error::wrap)
+        let adapter = self.adapter.as_ref().map(Adapter::with_own_gradients).transpose()?;
+        Self::wire(self.config.clone(), self.params.with_own_gradients()?, adapter).map_err(candle_core::Error::wrap)
     }
 
     #[must_use]
@@ -151,9 +187,16 @@ impl Decoder {
         &self.config
     }
 
+    /// Every parameter of the model, without those of an adapter.
     #[must_use]
     pub fn params(&self) -> &Params {
         &self.params
+    }
+
+    /// The parameters that training changes: those of the adapter where there is one.
+    #[must_use]
+    pub fn trained(&self) -> &Params {
+        self.adapter.as_ref().map_or(&self.params, Adapter::params)
     }
 
     /// The output weight `[V, D]`; the embedding where the two are tied.
@@ -199,8 +242,9 @@ impl Decoder {
         let contexts = contexts(&tokens.segments, tokens.ids.len())?;
         let rope = RopeTable::new(&self.inv_freq, &tokens.positions, self.device())?;
         let mut x = embedding(&self.embed, &tokens.ids)?;
+        let way = Way::Packed { noise: recorder.as_ref().and_then(|recorder| recorder.noise) };
         for (index, layer) in self.layers.iter().enumerate() {
-            let (y, activations) = self.run_layer(index, layer, x.clone(), &rope, &contexts, &Keys::Packed)?;
+            let (y, activations) = self.run_layer(index, layer, x.clone(), &rope, &contexts, way)?;
             if let Some(recorder) = recorder.as_deref_mut() {
                 let kept = if recorder.checkpointing { Kept::Input(x) } else { Kept::All(Box::new(activations)) };
                 recorder.layers.push(kept);
@@ -245,7 +289,7 @@ impl Decoder {
         contexts: &Contexts,
     ) -> Result<Tensor> {
         for (index, layer) in self.layers.iter().enumerate() {
-            x = self.run_layer(index, layer, x, rope, contexts, &Keys::Cached { cache, rows })?.0;
+            x = self.run_layer(index, layer, x, rope, contexts, Way::Cached { cache, rows })?.0;
         }
         Ok(x)
     }
@@ -278,13 +322,14 @@ impl Decoder {
         let g = zeros(last.dim(0)?, last.dim(1)?, &last)?;
         rms_norm_backward(d_hidden, &last, &self.norm, self.config.rms_norm_eps, &g)?;
         drop(last);
+        let way = Way::Packed { noise: recorder.noise };
         for (index, layer) in self.layers.iter().enumerate().rev() {
             let activations = match recorder.layers.pop() {
                 Some(Kept::All(activations)) => *activations,
-                Some(Kept::Input(x)) => self.run_layer(index, layer, x, &rope, &contexts, &Keys::Packed)?.1,
+                Some(Kept::Input(x)) => self.run_layer(index, layer, x, &rope, &contexts, way)?.1,
                 None => candle_core::bail!("backward without a recorded layer {index}"),
             };
-            self.layer_backward(layer, activations, &rope, (&tokens.segments, &contexts), &g)?;
+            self.layer_backward(layer, activations, &rope, (&tokens.segments, &contexts), &g, recorder.noise)?;
         }
         embedding_backward(&g, &self.embed, &tokens.ids)
     }
@@ -297,16 +342,17 @@ impl Decoder {
         x: Tensor,
         rope: &RopeTable,
         contexts: &Contexts,
-        keys: &Keys<'_>,
+        way: Way<'_>,
     ) -> Result<(Tensor, Activations)> {
+        let noise = if let Way::Packed { noise } = way { noise } else { None };
         let (eps, heads) = (self.config.rms_norm_eps, self.heads);
         let n = x.dim(0)?;
         let h = rms_norm(&x, &layer.input_norm, eps)?;
         let mut qkv = unset(n, heads.qkv_width(), &x)?;
         let [q, k, v] = parts(&qkv, heads)?;
-        layer.q.forward_into(&h, &q)?;
-        layer.k.forward_into(&h, &k)?;
-        layer.v.forward_into(&h, &v)?;
+        layer.q.forward_into(&h, &q, noise)?;
+        layer.k.forward_into(&h, &k, noise)?;
+        layer.v.forward_into(&h, &v, noise)?;
         let raw_qkv = match &layer.qk_norm {
             None => None,
             Some((q_norm, k_norm)) => {
@@ -321,23 +367,25 @@ impl Decoder {
         let [q, k, v] = parts(&qkv, heads)?;
         rope.rotate(&q, false)?;
         rope.rotate(&k, false)?;
-        let attended = match keys {
-            Keys::Packed => attention(&q, &k, &v, contexts, heads)?,
-            Keys::Cached { cache, rows } => {
+        let attended = match way {
+            Way::Packed { .. } => attention(&q, &k, &v, contexts, heads)?,
+            Way::Cached { cache, rows } => {
                 let [cached_k, cached_v] = cache.layer(index)?;
                 scatter_rows(&cached_k, rows, &k)?;
                 scatter_rows(&cached_v, rows, &v)?;
                 attention(&q, &cached_k, &cached_v, contexts, heads)?
             }
         };
-        let mid = layer.o.forward(&attended)?;
+        let mid = unset(n, x.dim(1)?, &x)?;
+        layer.o.forward_into(&attended, &mid, noise)?;
         add_into(&mid, &x)?;
         let h = rms_norm(&mid, &layer.post_norm, eps)?;
         let width = self.config.intermediate_size;
         let gate_up = unset(n, 2 * width, &x)?;
-        layer.gate.forward_into(&h, &gate_up.narrow(1, 0, width)?)?;
-        layer.up.forward_into(&h, &gate_up.narrow(1, width, width)?)?;
-        let y = layer.down.forward(&silu_mul(&gate_up)?)?;
+        layer.gate.forward_into(&h, &gate_up.narrow(1, 0, width)?, noise)?;
+        layer.up.forward_into(&h, &gate_up.narrow(1, width, width)?, noise)?;
+        let y = unset(n, x.dim(1)?, &x)?;
+        layer.down.forward_into(&silu_mul(&gate_up)?, &y, noise)?;
         add_into(&y, &mid)?;
         Ok((y, Activations { x, raw_qkv, qkv, attended, mid, gate_up }))
     }
@@ -350,6 +398,7 @@ impl Decoder {
         rope: &RopeTable,
         (segments, contexts): (&[Segment], &Contexts),
         g: &Tensor,
+        noise: Option<u64>,
     ) -> Result<()> {
         let (eps, heads) = (self.config.rms_norm_eps, self.heads);
         let (n, d) = g.dims2()?;
@@ -357,19 +406,19 @@ impl Decoder {
         let Activations { x, raw_qkv, qkv, attended, mid, gate_up } = kept;
 
         let d_gated = unset(n, width, g)?;
-        layer.down.backward(g, &silu_mul(&gate_up)?, &d_gated, false)?;
+        layer.down.backward(g, &silu_mul(&gate_up)?, &d_gated, false, noise)?;
         let d_gate_up = silu_mul_backward(&d_gated, &gate_up)?;
         drop((d_gated, gate_up));
         let h = rms_norm(&mid, &layer.post_norm, eps)?;
         let dh = unset(n, d, g)?;
-        layer.gate.backward(&d_gate_up.narrow(1, 0, width)?, &h, &dh, false)?;
-        layer.up.backward(&d_gate_up.narrow(1, width, width)?, &h, &dh, true)?;
+        layer.gate.backward(&d_gate_up.narrow(1, 0, width)?, &h, &dh, false, noise)?;
+        layer.up.backward(&d_gate_up.narrow(1, width, width)?, &h, &dh, true, noise)?;
         drop(d_gate_up);
         rms_norm_backward(&dh, &mid, &layer.post_norm, eps, g)?;
         drop(mid);
 
         let d_attended = unset(n, heads.q_width(), g)?;
-        layer.o.backward(g, &attended, &d_attended, false)?;
+        layer.o.backward(g, &attended, &d_attended, false, noise)?;
         drop(attended);
         let mut d_qkv = attention_backward(&d_attended, &qkv, segments, contexts, heads)?;
         drop((d_attended, qkv));
@@ -387,18 +436,24 @@ impl Decoder {
         }
         let [dq, dk, dv] = parts(&d_qkv, heads)?;
         let h = rms_norm(&x, &layer.input_norm, eps)?;
-        layer.q.backward(&dq, &h, &dh, false)?;
-        layer.k.backward(&dk, &h, &dh, true)?;
-        layer.v.backward(&dv, &h, &dh, true)?;
+        layer.q.backward(&dq, &h, &dh, false, noise)?;
+        layer.k.backward(&dk, &h, &dh, true, noise)?;
+        layer.v.backward(&dv, &h, &dh, true, noise)?;
         rms_norm_backward(&dh, &x, &layer.input_norm, eps, g)
     }
 }
 
-fn layer(config: &ModelConfig, params: &Params, index: usize) -> std::result::Result<Layer, ModelError> {
+fn layer(
+    config: &ModelConfig,
+    params: &Params,
+    adapter: Option<&Adapter>,
+    index: usize,
+) -> std::result::Result<Layer, ModelError> {
     let weight = |name: &str| params.weight(&format!("model.layers.{index}.{name}.weight"));
     let linear = |name: &str, bias: bool| {
         let bias = bias.then(|| params.weight(&format!("model.layers.{index}.{name}.bias"))).transpose()?;
-        Ok::<_, ModelError>(Linear { weight: weight(name)?, bias })
+        let lora = adapter.and_then(|adapter| adapter.of(&format!("model.layers.{index}.{name}")));
+        Ok::<_, ModelError>(Linear { weight: weight(name)?, bias, lora })
     };
     let qk_norm =
         config.qk_norm.then(|| Ok::<_, ModelError>((weight("self_attn.q_norm")?, weight("self_attn.k_norm")?)));

@@ -92,7 +92,7 @@ impl<'a> DecodingModel<'a> {
             layers: decoder.layers.iter().map(|layer| DecodingLayer::new(layer, pack)).collect::<Result<_>>()?,
             norm: decoder.norm.value().to_vec1()?,
             vocab_size: decoder.head().value().dim(0)?,
-            head: DecodingLinear::new(&[&Linear { weight: decoder.head().clone(), bias: None }], pack)?,
+            head: DecodingLinear::new(&[&Linear::new(decoder.head().clone(), None)], pack)?,
             buffers: Vec::new(),
             decoder,
         })

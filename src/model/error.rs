@@ -55,6 +55,15 @@ pub enum ModelError {
     /// The tensors in the files are not the tensors that the configuration asks for.
     #[error("the weights in {folder} do not fit its config.json:{}", list(problems))]
     Tensors { folder: PathBuf, problems: Vec<TensorProblem> },
+    /// `adapter_config.json` describes an adapter that is not supported, or none.
+    #[error("{path}: {message}")]
+    AdapterConfig { path: PathBuf, message: String },
+    /// A name in `target_modules` is that of no map of the model.
+    #[error("target_modules: {target:?} is none of the model's linear maps ({known})")]
+    TargetModules { target: String, known: String },
+    /// The tensors of an adapter are not those that its base model and `adapter_config.json` ask for.
+    #[error("the adapter in {folder} does not fit its base model {base}:{}", list(problems))]
+    Adapter { folder: PathBuf, base: String, problems: Vec<TensorProblem> },
     /// A weight is NaN or infinite.
     #[error("{path}: tensor {tensor} has values that are not finite ({count} of them)")]
     NonFinite { path: PathBuf, tensor: String, count: usize },
@@ -166,6 +175,14 @@ impl Diagnose for ModelError {
             Self::Config { problems, .. } => return config_hint(problems),
             Self::Tensors { problems, .. } => return tensor_hint(problems),
             Self::NonFinite { .. } => "The checkpoint is broken; go back to an earlier one.",
+            Self::AdapterConfig { .. } => {
+                "LoRA adapters of PEFT are read (peft_type LORA, without DoRA, biases or modules_to_save); merge others in \
+                 Python (`merge_and_unload`) and use the merged folder."
+            }
+            Self::TargetModules { .. } => "Name some of them, or `target_modules = \"all-linear\"`.",
+            Self::Adapter { .. } => {
+                "It was trained beside another model: name that one as `base_model_name_or_path` in adapter_config.json."
+            }
             Self::Json { .. } => "Restore the file from the original model.",
             Self::NotAFile { .. } | Self::TooLarge { .. } | Self::Read { .. } | Self::NoSuchParameter { .. } => {
                 return None;
@@ -206,7 +223,7 @@ fn tensor_hint(problems: &[TensorProblem]) -> Option<String> {
                 "If the head shares the embedding, set \"tie_word_embeddings\": true in config.json."
             }
             TensorProblem::Unexpected { name } if name.contains("lora_") => {
-                "This is a LoRA adapter; merge it into its base model first."
+                "This is a LoRA adapter without its adapter_config.json: add that file of the adapter to the folder."
             }
             _ => return None,
         };

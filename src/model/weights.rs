@@ -154,14 +154,14 @@ pub fn init_weights(config: &ModelConfig, seed: u64) -> Vec<LoadedTensor> {
 }
 
 /// A tensor that lies in a file.
-struct StoredTensor {
+pub(super) struct StoredTensor {
     path: PathBuf,
     file: std::sync::Arc<File>,
-    entry: Entry,
+    pub entry: Entry,
 }
 
 impl StoredTensor {
-    fn read(&self, spec: &TensorSpec) -> Result<LoadedTensor, ModelError> {
+    pub fn read(&self, spec: &TensorSpec) -> Result<LoadedTensor, ModelError> {
         let failed = |source| ModelError::Read { path: self.path.clone(), source };
         let Some(dtype) = SavedDtype::from_safetensors_name(&self.entry.dtype) else {
             return Err(ModelError::OtherFormat {
@@ -207,7 +207,7 @@ fn decode(bytes: &[u8], dtype: SavedDtype, values: &mut [f32]) {
     }
 }
 
-fn check_tensor(spec: &TensorSpec, tensor: &StoredTensor, problems: &mut Vec<TensorProblem>) {
+pub(super) fn check_tensor(spec: &TensorSpec, tensor: &StoredTensor, problems: &mut Vec<TensorProblem>) {
     let entry = &tensor.entry;
     if SavedDtype::from_safetensors_name(&entry.dtype).is_none() {
         problems.push(TensorProblem::Dtype { name: spec.name.clone(), dtype: entry.dtype.clone() });
@@ -288,7 +288,8 @@ fn twice(name: &str, first: &str, second: &str) -> TensorProblem {
     TensorProblem::Twice { name: name.to_owned(), first: first.to_owned(), second: second.to_owned() }
 }
 
-fn open(path: &Path) -> Result<Vec<(String, StoredTensor)>, ModelError> {
+/// The tensors of a file.
+pub(super) fn open(path: &Path) -> Result<Vec<(String, StoredTensor)>, ModelError> {
     let (file, header) = header::read(path)?;
     let file = std::sync::Arc::new(file);
     Ok(header

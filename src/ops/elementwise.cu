@@ -1,4 +1,4 @@
-// The gated unit of the feed-forward block, and sums. Grid: (rows, any number of blocks for the columns).
+// The gated unit of the feed-forward block, sums, and dropout. Grid: (rows, any number of blocks for the columns).
 
 // y = silu(gate) up, from the halves of gate_up.
 template <class T> __device__ void silu_mul(Mat gate_up, Mat y) {
@@ -27,6 +27,41 @@ template <class T> __device__ void add_into(Mat y, Mat x) {
     const T *from = row_of<T>(x, blockIdx.x);
     T *to = row_of<T>(y, blockIdx.x);
     FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + to_float(from[i]));
+}
+
+// y += scale x
+template <class T> __device__ void add_scaled(Mat y, Mat x, float scale) {
+    const T *from = row_of<T>(x, blockIdx.x);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + scale * to_float(from[i]));
+}
+
+// One block of Philox4x32-10: the same bits as `rng::philox`.
+__device__ inline void philox(uint32_t counter[4], uint32_t key0, uint32_t key1) {
+    for (int round = 0; round < 10; round++) {
+        uint64_t low = (uint64_t)0xD2511F53u * counter[0], high = (uint64_t)0xCD9E8D57u * counter[2];
+        counter[0] = (uint32_t)(high >> 32) ^ counter[1] ^ key0;
+        counter[1] = (uint32_t)high;
+        counter[2] = (uint32_t)(low >> 32) ^ counter[3] ^ key1;
+        counter[3] = (uint32_t)low;
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+}
+
+// y = x with values left out at random: those whose draw is below the threshold. A thread draws for four columns.
+template <class T>
+__device__ void dropout(Mat x, Mat y, uint32_t key0, uint32_t key1, uint32_t threshold, float scale) {
+    const T *from = row_of<T>(x, blockIdx.x);
+    T *to = row_of<T>(y, blockIdx.x);
+    FOR_COLUMNS(block, (x.cols + 3) / 4) {
+        uint32_t draws[4] = {blockIdx.x, (uint32_t)block, 0, 0};
+        philox(draws, key0, key1);
+        for (uint32_t i = 0; i < 4 && 4 * block + i < x.cols; i++) {
+            size_t column = 4 * block + i;
+            to[column] = from_float<T>(draws[i] < threshold ? 0.0f : to_float(from[column]) * scale);
+        }
+    }
 }
 
 // y = x
@@ -62,5 +97,8 @@ KERNELS(silu_mul, (Mat gate_up, Mat y), (gate_up, y))
 KERNELS(silu_mul_backward, (Mat g, Mat gate_up, Mat d_gate_up), (g, gate_up, d_gate_up))
 KERNELS(copy_rows, (Mat y, Mat x), (y, x))
 KERNELS(add_into, (Mat y, Mat x), (y, x))
+KERNELS(add_scaled, (Mat y, Mat x, float scale), (y, x, scale))
+KERNELS(dropout, (Mat x, Mat y, uint32_t key0, uint32_t key1, uint32_t threshold, float scale),
+        (x, y, key0, key1, threshold, scale))
 KERNELS(add_to_rows, (Mat y, Mat bias), (y, bias))
 KERNELS(add_column_sums, (Mat x, float *sum), (x, sum))

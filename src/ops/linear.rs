@@ -1,7 +1,8 @@
-//! The affine map y = x Wᵀ + b.
+//! The affine map y = x Wᵀ + b, with a low-rank adapter beside it where there is one.
 
 use super::Weight;
 use super::gpu::{self, Launch, arg, kernel as typed};
+use super::lora::{DecodingLora, Lora};
 use super::math::axpy;
 use super::matmul::{Form, Packed, matmul, matmul_into, matmul_packed};
 use super::simd::kernel;
@@ -9,15 +10,22 @@ use super::storage::{Mat, MatMut, mat, unset, update};
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-/// A weight `[out, in]` with an optional bias `[out]`.
+/// A weight `[out, in]` with an optional bias `[out]` and an optional adapter.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub weight: Weight,
     pub bias: Option<Weight>,
+    pub lora: Option<Lora>,
 }
 
 impl Linear {
-    /// `y = x Wᵀ + b`. A row of the result depends on that row of `x` alone, to the bit.
+    /// The map without an adapter.
+    #[must_use]
+    pub fn new(weight: Weight, bias: Option<Weight>) -> Self {
+        Self { weight, bias, lora: None }
+    }
+
+    /// `y = x Wᵀ + b`, and what the adapter adds. A row of the result depends on that row of `x` alone, to the bit.
     ///
     /// # Shapes
     /// `x [N, in] -> [N, out]`
@@ -26,16 +34,22 @@ impl Linear {
     /// Fails where the shapes do not fit.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = unset(x.dim(0)?, self.weight.value().dim(0)?, x)?;
-        self.forward_into(x, &y)?;
+        self.forward_into(x, &y, None)?;
         Ok(y)
     }
 
-    /// [`Linear::forward`] into `y [N, out]`, which may be a column range of a wider matrix.
+    /// [`Linear::forward`] into `y [N, out]`, which may be a column range of a wider matrix. `noise` names the draws of
+    /// the adapter's dropout; without it, nothing is left out.
     ///
     /// # Errors
     /// Fails where the shapes do not fit.
-    pub fn forward_into(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+    pub fn forward_into(&self, x: &Tensor, y: &Tensor, noise: Option<u64>) -> Result<()> {
         matmul_into(y, x, self.weight.value(), Form::Nt, false)?;
+        self.add_bias(y)?;
+        self.lora.as_ref().map_or(Ok(()), |lora| lora.forward_into(x, y, noise))
+    }
+
+    fn add_bias(&self, y: &Tensor) -> Result<()> {
         let Some(bias) = &self.bias else { return Ok(()) };
         if let Some(gpu) = gpu::of(y) {
             let (y, bias) = (gpu.view(y)?, gpu.view(bias.value())?);
@@ -54,12 +68,16 @@ impl Linear {
     /// weight costs nothing.
     ///
     /// # Shapes
-    /// `g [N, out]` (gradient of the result), `x [N, in]`, `dx [N, in]`, overwritten unless `accumulate`.
+    /// `g [N, out]` (gradient of the result), `x [N, in]`, `dx [N, in]`, overwritten unless `accumulate`. `noise` is that
+    /// of the forward pass.
     ///
     /// # Errors
     /// Fails where the shapes do not fit.
-    pub fn backward(&self, g: &Tensor, x: &Tensor, dx: &Tensor, accumulate: bool) -> Result<()> {
+    pub fn backward(&self, g: &Tensor, x: &Tensor, dx: &Tensor, accumulate: bool, noise: Option<u64>) -> Result<()> {
         matmul_into(dx, g, self.weight.value(), Form::Nn, accumulate)?;
+        if let Some(lora) = &self.lora {
+            lora.backward(g, x, dx, noise)?;
+        }
         if let Some(grad) = self.weight.grad() {
             matmul_into(grad, g, x, Form::Tn, true)?;
         }
@@ -86,15 +104,45 @@ impl Linear {
 pub(crate) struct DecodingLinear {
     weight: Layout,
     bias: Option<Vec<f32>>,
+    loras: Vec<DecodingLora>,
 }
 
-/// How its weights are kept.
+/// Weights of one input side by side, for many products with few rows each.
 #[derive(Debug)]
-enum Layout {
+pub(super) enum Layout {
     /// Copied, in the order in which they are read.
     Packed(Packed),
     /// Where they are: slower, and no memory.
     Shared(Vec<Tensor>),
+}
+
+impl Layout {
+    /// Lays out weights `[out, in]` on the CPU; without `pack` they stay where they are.
+    pub fn new(weights: &[&Tensor], pack: bool) -> Result<Self> {
+        if !pack {
+            return Ok(Self::Shared(weights.iter().map(|weight| (*weight).clone()).collect()));
+        }
+        let guards: Vec<_> = weights.iter().map(|weight| weight.storage_and_layout()).collect();
+        let weights = guards.iter().map(|(storage, layout)| mat(storage, layout)).collect::<Result<Vec<_>>>()?;
+        Ok(Self::Packed(Packed::new(&weights)))
+    }
+
+    /// `y = x Wᵀ` of each weight, side by side, with the bits of [`matmul_into`].
+    pub fn multiply(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
+        match self {
+            Self::Packed(weight) => matmul_packed(y, x, weight, threads)?,
+            Self::Shared(weights) => {
+                let mut start = 0;
+                for weight in weights {
+                    let (storage, layout) = weight.storage_and_layout();
+                    let w = mat(&storage, layout)?;
+                    matmul(&mut y.block(0..x.rows, start..start + w.rows), x, w, Form::Nt, false)?;
+                    start += w.rows;
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl DecodingLinear {
@@ -110,14 +158,16 @@ impl DecodingLinear {
             };
             maps.iter().map(of).collect::<Result<Vec<_>>>().map(|parts| parts.concat())
         });
-        let weight = if pack {
-            let guards: Vec<_> = maps.iter().map(|map| map.weight.value().storage_and_layout()).collect();
-            let weights = guards.iter().map(|(storage, layout)| mat(storage, layout)).collect::<Result<Vec<_>>>()?;
-            Layout::Packed(Packed::new(&weights))
-        } else {
-            Layout::Shared(maps.iter().map(|map| map.weight.value().clone()).collect())
-        };
-        Ok(Self { weight, bias: bias.transpose()? })
+        let weights: Vec<&Tensor> = maps.iter().map(|map| map.weight.value()).collect();
+        let weight = Layout::new(&weights, pack)?;
+        let (mut loras, mut start) = (Vec::new(), 0);
+        for map in maps {
+            if let Some(lora) = &map.lora {
+                loras.push(DecodingLora::new(lora, start)?);
+            }
+            start += map.weight.value().dim(0)?;
+        }
+        Ok(Self { weight, bias: bias.transpose()?, loras })
     }
 
     /// [`Linear::forward`] of each map, side by side, in the same bits: `x [N, in]`, `y [N, sum of out]`. Packed weights
@@ -126,22 +176,11 @@ impl DecodingLinear {
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn forward(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
-        match &self.weight {
-            Layout::Packed(weight) => matmul_packed(y, x, weight, threads)?,
-            Layout::Shared(weights) => {
-                let mut start = 0;
-                for weight in weights {
-                    let (storage, layout) = weight.storage_and_layout();
-                    let w = mat(&storage, layout)?;
-                    matmul(&mut y.block(0..x.rows, start..start + w.rows), x, w, Form::Nt, false)?;
-                    start += w.rows;
-                }
-            }
-        }
+        self.weight.multiply(x, y, threads)?;
         if let Some(bias) = &self.bias {
             add_to_rows(y, bias);
         }
-        Ok(())
+        self.loras.iter().try_for_each(|lora| lora.add_to(x, y, threads))
     }
 }
 
@@ -185,11 +224,11 @@ mod tests {
                 let (xv, wv, bv) = (variable(&x), variable(&w), variable(&b));
                 let y = reference(&xv, &wv, &bv)?;
                 let expected = reference_gradients(&y, &g, &[&xv, &wv, &bv])?;
-                let linear = Linear { weight: Weight::trainable(w)?, bias: Some(Weight::trainable(b)?) };
+                let linear = Linear::new(Weight::trainable(w)?, Some(Weight::trainable(b)?));
                 assert_close(&linear.forward(&x)?, &y, 1e-5);
                 let dx = random(&[n, i], 5);
                 let before = dx.copy()?;
-                linear.backward(&g, &x, &dx, true)?;
+                linear.backward(&g, &x, &dx, true, None)?;
                 assert_close(&(&dx - before)?, &expected[0], 1e-5);
                 assert_close(linear.weight.grad().expect("trainable"), &expected[1], 1e-5);
                 assert_close(linear.bias.as_ref().and_then(Weight::grad).expect("trainable"), &expected[2], 1e-5);
@@ -206,7 +245,7 @@ mod tests {
             for (i, o) in
                 [(1, 1), (24, 3), (24, 24), (64, 50), (130, 129), (896, 16), (896, 65), (1100, 64), (2000, 200)]
             {
-                let linear = Linear { weight: Weight::frozen(random(&[o, i], 2)), bias: None };
+                let linear = Linear::new(Weight::frozen(random(&[o, i], 2)), None);
                 let x = random(&[140, i], 1);
                 let all = linear.forward(&x)?.to_vec2::<f32>()?;
                 for rows in [1, 2, 3, 5, 8, 13, 31, 64, 65, 129] {
@@ -226,13 +265,11 @@ mod tests {
     #[test]
     fn threads_do_not_change_the_bits() {
         assert_thread_invariant(|| {
-            let linear = Linear {
-                weight: Weight::trainable(random(&[300, 130], 2)).expect("fits"),
-                bias: Some(Weight::trainable(random(&[300], 3)).expect("fits")),
-            };
+            let trainable = |value: Tensor| Weight::trainable(value).expect("fits");
+            let linear = Linear::new(trainable(random(&[300, 130], 2)), Some(trainable(random(&[300], 3))));
             let (x, g, dx) = (random(&[500, 130], 1), random(&[500, 300], 4), random(&[500, 130], 5));
             let y = linear.forward(&x).expect("fits");
-            linear.backward(&g, &x, &dx, true).expect("fits");
+            linear.backward(&g, &x, &dx, true, None).expect("fits");
             let grads = [linear.weight.grad(), linear.bias.as_ref().and_then(Weight::grad)];
             [y, dx].into_iter().chain(grads.into_iter().flatten().cloned()).collect()
         });

@@ -20,6 +20,7 @@ pub mod embedding;
 pub(crate) mod gpu;
 pub mod head;
 pub mod linear;
+pub mod lora;
 pub mod math;
 pub mod matmul;
 pub mod rms_norm;

@@ -57,6 +57,24 @@ pub enum RecipeError {
     /// The model has no chat template and one is needed.
     #[error("{} has no chat template", folder.display())]
     NoChatTemplate { folder: PathBuf },
+    /// An adapter does not say which model it belongs to.
+    #[error("{} names no base model (base_model_name_or_path)", folder.join("adapter_config.json").display())]
+    NoBase { folder: PathBuf },
+    /// The base model of an adapter cannot be found.
+    #[error("the base model {base} of the adapter in {}: {source}", folder.display())]
+    Base { folder: PathBuf, base: String, source: Box<HubError> },
+    /// A run that would train a model is given an adapter.
+    #[error("{} is an adapter, and the settings have no `[lora]` table", folder.display())]
+    AdapterGiven { folder: PathBuf },
+    /// The adapter that a run goes on with is not what the settings ask for.
+    #[error("`{key}` of `[lora]` is {given}, and the adapter in {} was made with {there}", folder.display())]
+    OtherLora { folder: PathBuf, key: &'static str, given: String, there: String },
+    /// A model is not an adapter, and only those can be merged.
+    #[error("{} is no adapter: it has no adapter_config.json", folder.display())]
+    NotAnAdapter { folder: PathBuf },
+    /// A merged model would overwrite what it is made of.
+    #[error("{} holds what is to be merged", output.display())]
+    MergeOver { output: PathBuf },
     /// One of several models could not be evaluated.
     #[error("{model}: {source}")]
     OfModel { model: String, source: Box<RecipeError> },
@@ -149,6 +167,16 @@ impl Diagnose for RecipeError {
             Self::Conversation { .. } => "Set `tokenizer = \"byte\"` in `[architecture]`, and `chat_template`.",
             Self::ForeignFolder { .. } => "Choose another `output_dir`, or move what is there.",
             Self::OtherBase { .. } => "Use the settings and data of the checkpoint, or another `output_dir`.",
+            Self::NoBase { .. } => "Add the folder or the Hub id of the model that it was trained beside.",
+            Self::Base { source, .. } => {
+                return source.hint().or(Some("Correct base_model_name_or_path in adapter_config.json.".to_owned()));
+            }
+            Self::AdapterGiven { .. } => {
+                "Add a `[lora]` table to train it further, or merge it first (`candlewick merge`) to train all weights."
+            }
+            Self::OtherLora { .. } => "Leave the key out: an adapter that exists keeps what it was made with.",
+            Self::NotAnAdapter { .. } => "Give the folder of an adapter; a model needs no merging.",
+            Self::MergeOver { .. } => "Name another folder for the merged model.",
             Self::NoChatTemplate { .. } => "Leave out --chat, or give a template with --chat-template.",
             _ => return self.inner().and_then(Diagnose::hint),
         };
@@ -167,8 +195,13 @@ impl Diagnose for RecipeError {
             | Self::SamplePrompt { .. }
             | Self::ForeignFolder { .. }
             | Self::OtherBase { .. }
+            | Self::AdapterGiven { .. }
+            | Self::OtherLora { .. }
+            | Self::NotAnAdapter { .. }
+            | Self::MergeOver { .. }
             | Self::NoChatTemplate { .. } => Exit::Usage,
-            Self::Vocabulary { .. } => Exit::Model,
+            Self::Vocabulary { .. } | Self::NoBase { .. } => Exit::Model,
+            Self::Base { source, .. } => source.exit(),
             _ => self.inner().map_or(Exit::Failed, Diagnose::exit),
         }
     }

@@ -9,13 +9,13 @@ use serde::Serialize;
 /// Estimated bytes of a run's large parts.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Memory {
-    /// The trained weights.
+    /// The weights, trained or frozen beside an adapter.
     pub weights: usize,
-    /// Their gradients.
+    /// Gradients of those that are trained.
     pub gradients: usize,
     /// Both moments of Adam.
     pub moments: usize,
-    /// The frozen reference policy; 0 where beta is 0.
+    /// The frozen reference policy; 0 where beta is 0, or the model beside an adapter.
     pub reference: usize,
     /// The weights as sampling lays them out, while it runs.
     pub packed_weights: usize,
@@ -57,8 +57,13 @@ impl Memory {
     ) -> Self {
         const F32: usize = 4;
         let size = compute.dtype.size_in_bytes();
-        let masters = F32 * config.num_parameters();
-        let rounded = if size == F32 { 0 } else { size * config.num_parameters() };
+        let trained = num_trained(settings, config);
+        let masters = F32 * trained;
+        let rounded = if size == F32 { 0 } else { size * trained };
+        // What is frozen beside an adapter, and is the reference too.
+        let frozen = if settings.lora.is_some() { size * config.num_parameters() } else { 0 };
+        let has_reference = settings.resolved_beta() > 0.0 && settings.lora.is_none();
+        let packed = F32 * (config.num_parameters() + if settings.lora.is_some() { trained } else { 0 });
         let kv_width = config.num_key_value_heads * config.head_dim;
         let q_width = config.num_attention_heads * config.head_dim;
         let prompts = settings.prompts_per_optimizer_step();
@@ -75,11 +80,11 @@ impl Memory {
         };
         let samples = settings.samples_completions();
         Self {
-            weights: masters + rounded,
+            weights: masters + rounded + frozen,
             gradients: masters,
             moments: 2 * masters,
-            reference: if settings.resolved_beta() > 0.0 { size * config.num_parameters() } else { 0 },
-            packed_weights: if samples && compute.device.is_cpu() { masters } else { 0 },
+            reference: if has_reference { size * config.num_parameters() } else { 0 },
+            packed_weights: if samples && compute.device.is_cpu() { packed } else { 0 },
             kv_cache: if samples { KvCache::bytes(config, compute.dtype, cache.rows()) } else { 0 },
             activations: (size * kept).saturating_mul(tokens),
             gradient_checkpointing,
@@ -98,6 +103,14 @@ impl Memory {
         (self.weights + self.gradients + self.moments + self.reference)
             .saturating_add(self.rollout().max(self.activations))
     }
+}
+
+/// The values that training changes.
+fn num_trained(settings: &RunConfig, config: &ModelConfig) -> usize {
+    let Some(lora) = &settings.lora else { return config.num_parameters() };
+    // Targets that the model does not have are told where the run begins.
+    let maps = lora.peft().maps(config).unwrap_or_default();
+    maps.iter().map(|map| map.rank * (map.inputs + map.outputs)).sum()
 }
 
 #[cfg(test)]

@@ -7,9 +7,8 @@ use crate::algorithm::{
     AdvantageEstimator, DpoConfig, ImportanceSamplingLevel, KlEstimator, LossType, ObjectiveConfig,
 };
 use crate::batch::blocks;
-use crate::config::{Algorithm, DpoPairs, Init, RunConfig};
+use crate::config::{Algorithm, DpoPairs, RunConfig};
 use crate::data::{Dataset, RowOrder};
-use crate::device::Compute;
 use crate::model::Decoder;
 use crate::reward::WeightedRewards;
 use crate::trainer::{
@@ -18,13 +17,14 @@ use crate::trainer::{
 };
 use std::path::Path;
 
-/// The algorithm with its data, and the optimizer steps of the whole run.
+/// The algorithm with its data, and the optimizer steps of the whole run. `reference` gives the model that the policy is
+/// held to, where the algorithm has one.
 pub(super) fn method(
     settings: &RunConfig,
     model: &LoadedModel,
     data: TrainingData,
     rewards: WeightedRewards,
-    compute: &Compute,
+    reference: impl FnOnce() -> Result<Decoder, RecipeError>,
 ) -> Result<(Method, u64), RecipeError> {
     let data = match data {
         TrainingData::Rows(data) => data,
@@ -34,14 +34,14 @@ pub(super) fn method(
         }
     };
     if settings.algorithm == Algorithm::Dpo {
-        return preferences(settings, model, data, rewards, compute);
+        return preferences(settings, model, data, rewards, reference);
     }
     if !settings.samples_completions() {
         return Ok(supervised(settings, examples(settings, model, &data)?));
     }
     let source = source(settings, model, data, rewards)?;
     let max_steps = max_steps(settings, source.prompts.len());
-    let reference = reference(settings, model, compute)?;
+    let reference = following(settings, reference)?;
     let method = PolicyGradient { config: policy_gradient_config(settings), source, reference };
     Ok((Method::PolicyGradient(Box::new(method)), max_steps))
 }
@@ -52,7 +52,7 @@ fn preferences(
     model: &LoadedModel,
     data: Dataset,
     rewards: WeightedRewards,
-    compute: &Compute,
+    reference: impl FnOnce() -> Result<Decoder, RecipeError>,
 ) -> Result<(Method, u64), RecipeError> {
     let (source, num_rows) = match settings.dpo_pairs {
         DpoPairs::File => {
@@ -78,7 +78,7 @@ fn preferences(
         log_completions: settings.log_completions,
     };
     // Margins are those over the start model, which therefore never moves.
-    let reference = Reference::new(start_model(settings, model, compute)?, None);
+    let reference = Reference::new(reference()?, None);
     Ok((Method::Dpo(Box::new(Dpo { config, source, reference })), max_steps(settings, num_rows)))
 }
 
@@ -210,19 +210,14 @@ fn objective(settings: &RunConfig) -> ObjectiveConfig {
     }
 }
 
-/// The start model, frozen but for the steps with which it may follow the policy; none where beta is 0.
-fn reference(settings: &RunConfig, model: &LoadedModel, compute: &Compute) -> Result<Option<Reference>, RecipeError> {
+/// The reference, frozen but for the steps with which it may follow the policy; none where beta is 0.
+fn following(
+    settings: &RunConfig,
+    reference: impl FnOnce() -> Result<Decoder, RecipeError>,
+) -> Result<Option<Reference>, RecipeError> {
     if settings.resolved_beta() <= 0.0 {
         return Ok(None);
     }
     let sync = ReferenceSync { alpha: settings.ref_model_mixup_alpha, steps: settings.ref_model_sync_steps };
-    Ok(Some(Reference::new(start_model(settings, model, compute)?, settings.sync_ref_model.then_some(sync))))
-}
-
-/// The model that the run starts from, without gradients.
-fn start_model(settings: &RunConfig, model: &LoadedModel, compute: &Compute) -> Result<Decoder, RecipeError> {
-    match settings.resolved_init() {
-        Init::Pretrained => Ok(model.decoder(compute, false)?.0),
-        Init::Random => model.random_decoder(settings.seed, compute, false),
-    }
+    Ok(Some(Reference::new(reference()?, settings.sync_ref_model.then_some(sync))))
 }

@@ -1,7 +1,7 @@
 //! From settings to parts: the only place that wires the types together.
 //!
 //! [`train()`] is a whole run; [`evaluate()`], [`perplexity()`], those of several models and [`generate()`] use
-//! finished models; [`plan()`] says what a run would do. What the command line can do, a library user can do through these
+//! finished models; [`merge()`] makes one of a model and its adapter; [`plan()`] says what a run would do. What the command line can do, a library user can do through these
 //! functions, and with rewards of their own. What the parts do is not decided here.
 
 mod base;
@@ -12,9 +12,11 @@ mod evaluate;
 mod evaluator;
 mod generate;
 mod memory;
+mod merge;
 mod method;
 mod parts;
 mod plan;
+mod policy;
 mod start;
 mod train;
 
@@ -23,6 +25,7 @@ pub use doctor::Doctor;
 pub use error::RecipeError;
 pub use evaluate::{EvaluateOptions, Evaluation, Perplexities, evaluate, evaluate_models, perplexities};
 pub use generate::{GenerateOptions, generate};
-pub use parts::{LoadedModel, PromptLimit, load_model};
+pub use merge::merge;
+pub use parts::{AdapterFolder, LoadedModel, PromptLimit, load_model};
 pub use plan::{Plan, plan};
 pub use train::{TrainOptions, TrainReport, train};

@@ -6,19 +6,23 @@ use crate::data::{Dataset, RowKind, load_rows};
 use crate::device::{self, Compute};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
-use crate::model::{Decoder, ModelConfig, Params, SavedDtype, init_weights, load_weights};
+use crate::model::adapter::{init_adapter, load_adapter};
+use crate::model::peft::PEFT_CONFIG;
+use crate::model::{Adapter, Decoder, ModelConfig, Params, PeftConfig, SavedDtype, init_weights, load_weights};
 use crate::reward::{ExactMatch, LastInteger, WeightedRewards};
 use crate::rollout::SamplingConfig;
 use crate::text::{ChatTemplate, PromptRenderer, StopRules, Tokenizer, eos_set};
 use crate::trainer::{ExampleConfig, PreparedPrompts};
 use candle_core::DType;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model folder without its weights: everything that is cheap to read and worth checking first.
 #[derive(Debug)]
 pub struct LoadedModel {
-    /// The folder, and where it came from.
+    /// The folder, and where it came from; of an adapter, those of its base model.
     pub resolved: Resolved,
+    /// The adapter that was named, where it was one.
+    pub adapter: Option<AdapterFolder>,
     /// What config.json says.
     pub config: ModelConfig,
     /// The tokenizer of the folder.
@@ -29,7 +33,16 @@ pub struct LoadedModel {
     pub eos_ids: Vec<u32>,
 }
 
-/// Finds a model (a folder or a Hub id) and reads its configuration, tokenizer and chat template.
+/// An adapter on this machine.
+#[derive(Debug)]
+pub struct AdapterFolder {
+    /// Where its weights are.
+    pub folder: PathBuf,
+    /// What its `adapter_config.json` says.
+    pub config: PeftConfig,
+}
+
+/// Finds a model (a folder or a Hub id), or the base model of an adapter, and reads its configuration, tokenizer and chat template.
 ///
 /// # Errors
 /// Fails where the model cannot be found or is not one of the supported kind.
@@ -39,7 +52,19 @@ pub fn load_model(
     offline: bool,
     chat_template: Option<&str>,
 ) -> Result<LoadedModel, RecipeError> {
-    let resolved = resolve(model, revision, offline, &|message| tracing::info!("{message}"))?;
+    let find = |model: &str, revision| resolve(model, revision, offline, &|message| tracing::info!("{message}"));
+    let mut resolved = find(model, revision)?;
+    let mut adapter = None;
+    if resolved.folder.join(PEFT_CONFIG).exists() {
+        let (folder, config) = (resolved.folder.clone(), PeftConfig::load(&resolved.folder)?);
+        let base = config.base_in(&folder).ok_or_else(|| RecipeError::NoBase { folder: folder.clone() })?;
+        let failed = |source| {
+            let (folder, base, source) = (folder.clone(), base.clone(), Box::new(source));
+            RecipeError::Base { folder, base, source }
+        };
+        resolved = find(&base, config.revision.as_deref()).map_err(failed)?;
+        adapter = Some(AdapterFolder { folder, config });
+    }
     let config = ModelConfig::load(&resolved.folder)?;
     config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
     let tokenizer = Tokenizer::load(&resolved.folder)?;
@@ -48,18 +73,36 @@ pub fn load_model(
     }
     let template = ChatTemplate::load(&resolved.folder, chat_template)?;
     let eos_ids = eos_set(&resolved.folder, &tokenizer)?;
-    Ok(LoadedModel { resolved, config, tokenizer, template, eos_ids })
+    Ok(LoadedModel { resolved, adapter, config, tokenizer, template, eos_ids })
 }
 
 impl LoadedModel {
-    /// Reads the weights; with `trainable`, they get gradient buffers. Also the dtype they were saved in.
+    /// Reads the weights, those of an adapter too. With `trainable` they get gradient buffers; of an adapted model only
+    /// those of the adapter. Also the dtype that the model's weights were saved in.
     ///
     /// # Errors
     /// Fails where the weight files are damaged or not those of the configuration.
     pub fn decoder(&self, compute: &Compute, trainable: bool) -> Result<(Decoder, SavedDtype), RecipeError> {
         let (tensors, saved) = load_weights(&self.resolved.folder, &self.config)?;
-        let params = Params::new(tensors, compute, trainable)?;
-        Ok((Decoder::new(self.config.clone(), params)?, saved))
+        let params = Params::new(tensors, compute, trainable && self.adapter.is_none())?;
+        let decoder = Decoder::new(self.config.clone(), params)?;
+        let Some(AdapterFolder { folder, config }) = &self.adapter else { return Ok((decoder, saved)) };
+        let (maps, tensors) = load_adapter(folder, config, &self.config)?;
+        let adapter = Adapter::new(config, maps, tensors, compute, trainable)?;
+        Ok((decoder.with_adapter(adapter)?, saved))
+    }
+
+    /// Reads the weights and puts a new adapter beside them, drawn from the seed, which alone is trainable.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::decoder`]; [`crate::model::ModelError::TargetModules`].
+    pub fn with_new_adapter(&self, config: &PeftConfig, seed: u64, compute: &Compute) -> Result<Decoder, RecipeError> {
+        let (tensors, _) = load_weights(&self.resolved.folder, &self.config)?;
+        let maps = config.maps(&self.config)?;
+        let drawn = init_adapter(&maps, seed);
+        let adapter = Adapter::new(config, maps, drawn, compute, true)?;
+        let decoder = Decoder::new(self.config.clone(), Params::new(tensors, compute, false)?)?;
+        Ok(decoder.with_adapter(adapter)?)
     }
 
     /// A decoder with weights drawn from the seed; with `trainable`, they get gradient buffers.

@@ -5,6 +5,7 @@ use super::evaluator::evaluator;
 use super::memory::Memory;
 use super::method::pairs;
 use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare};
+use super::policy::adapter;
 use super::start::{Start, TrainingData};
 use crate::batch::blocks;
 use crate::config::{Algorithm, RunConfig};
@@ -58,6 +59,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     let (rewards, grader) = graders(settings, None)?;
     let compute = check_device(settings)?;
     let Start { model, data, .. } = Start::new(settings)?;
+    adapter(settings, &model)?;
     let path = Path::new(&settings.train_file);
     // The evaluation's data are checked as the run would; nothing is evaluated.
     evaluator(settings, &model, &data, rewards.clone(), grader)?;

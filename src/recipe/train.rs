@@ -2,27 +2,22 @@
 
 use super::RecipeError;
 use super::evaluator::{evaluate_folder, evaluator};
-use super::memory::Memory;
 use super::method::method;
 use super::parts::{LoadedModel, check_device, graders};
+use super::policy::{StartPolicy, adapter};
 use super::start::{Start, TrainingData};
 use crate::checkpoint::{
-    CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SHARD_BYTES, SavedRollouts, TrainerState,
-    TrainingState, base_license, export_model, model_card, require_compatible, verify,
+    CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SavedRollouts, TrainerState,
+    TrainingState, base_license, model_card, require_compatible, verify,
 };
-use crate::config::{Algorithm, Init, Resume, RewardConfig, RunConfig, SaveDtype};
-use crate::device::Compute;
+use crate::config::{Algorithm, Resume, RewardConfig, RunConfig};
 use crate::io::{DirLock, sha256_file, write_atomic};
-use crate::model::{Params, SavedDtype};
-use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
+use crate::model::PeftConfig;
+use crate::model::adapter::adapter_tensors;
 use crate::reward::WeightedRewards;
 use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, Summary, TensorBoardSink};
 use crate::trainer::run::Evaluate;
-use crate::trainer::{
-    ModelWriter, Outcome, Policy, PolicyConfig, RunSettings, TrainError, Trainer, restore, restore_reference,
-    stop::StopSignal,
-};
-use std::borrow::Cow;
+use crate::trainer::{Outcome, RunSettings, Trainer, restore, restore_reference, stop::StopSignal};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -62,9 +57,10 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let started = Instant::now();
     let compute = check_device(settings)?;
     let Start { mut model, data, base } = Start::new(settings)?;
+    let adapter = adapter(settings, &model)?;
     let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
     let _lock = DirLock::acquire(&settings.output_dir)?;
-    let identity = identity(settings, &model, &data)?;
+    let identity = identity(settings, &model, adapter.as_ref(), &data)?;
     let checkpoints = CheckpointDir::new(&settings.output_dir);
     checkpoints.remove_stale()?;
     let resumed = resume(settings, &checkpoints, &identity)?;
@@ -72,8 +68,11 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
     }
 
-    let (mut method, max_steps) = method(settings, &model, data, rewards, &compute)?;
-    let (mut policy, base_dtype) = policy(settings, &model, max_steps, &compute)?;
+    let start = StartPolicy::load(settings, &model, adapter.as_ref(), &compute)?;
+    let reference = || start.reference(settings, &model, &compute);
+    let (mut method, max_steps) = method(settings, &model, data, rewards, reference)?;
+    let write_model = start.writer(settings, &model, adapter);
+    let mut policy = start.into_policy(settings, max_steps)?;
     let mut state = TrainingState::start(identity.clone());
     let mut history = TrainerState::new();
     let mut kept = None;
@@ -92,7 +91,6 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         tracing::info!("continuing from {} at step {}", folder.display(), state.step);
     }
     fill_history(&mut history, settings, max_steps);
-    let save_dtype = save_dtype(settings, base_dtype);
     let mut trainer = Trainer {
         policy,
         method,
@@ -111,7 +109,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         history,
         kept,
         checkpoints,
-        write_model: model_writer(model.resolved.folder.clone(), save_dtype),
+        write_model,
         evaluate: evaluate.clone().map(|evaluate| -> Evaluate { Box::new(move |decoder| evaluate(decoder)) }),
         stop,
         run_config,
@@ -166,8 +164,16 @@ fn checkable(settings: &RunConfig, own: Option<&WeightedRewards>) -> RunConfig {
     settings
 }
 
-fn identity(settings: &RunConfig, model: &LoadedModel, data: &TrainingData) -> Result<RunIdentity, RecipeError> {
-    let tensors = model.config.tensors();
+fn identity(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    adapter: Option<&PeftConfig>,
+    data: &TrainingData,
+) -> Result<RunIdentity, RecipeError> {
+    let mut tensors = model.config.tensors();
+    if let Some(adapter) = adapter {
+        tensors.extend(adapter_tensors(&adapter.maps(&model.config)?));
+    }
     // What a run computes with, not how it was said: a default that is written out is no difference.
     let settings = RunConfig { beta: Some(settings.resolved_beta()), ..settings.clone() };
     let config = serde_json::to_value(&settings).unwrap_or_default();
@@ -218,57 +224,6 @@ fn resume(
     Ok(Some(folder))
 }
 
-fn policy(
-    settings: &RunConfig,
-    model: &LoadedModel,
-    max_steps: u64,
-    compute: &Compute,
-) -> Result<(Policy, SavedDtype), RecipeError> {
-    // Before anything is loaded: what is free now must hold all of it.
-    let memory = Memory::of_run(
-        settings,
-        &model.config,
-        compute,
-        settings.max_tokens_per_micro_batch,
-        settings.max_prompt_length,
-    );
-    if settings.gradient_checkpointing.is_none() && memory.gradient_checkpointing {
-        tracing::info!("gradient_checkpointing is on: the memory that is free would not do without it");
-    }
-    if let Some(free) = compute.available_memory().filter(|free| memory.peak() > *free) {
-        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
-        tracing::warn!(
-            "the run is estimated at {:.1} GiB, and {:.1} GiB are free: lower `max_tokens_per_micro_batch` (activations, \
-             {:.1} GiB) or `rollout_slots` (sampling, {:.1} GiB), or take a smaller model",
-            gib(memory.peak()),
-            gib(free),
-            gib(memory.activations),
-            gib(memory.rollout())
-        );
-    }
-    let (decoder, dtype) = match settings.resolved_init() {
-        Init::Pretrained => model.decoder(compute, true)?,
-        Init::Random => (model.random_decoder(settings.seed, compute, true)?, SavedDtype::F32),
-    };
-    let config = PolicyConfig {
-        adamw: AdamWConfig {
-            beta1: settings.adam_beta1,
-            beta2: settings.adam_beta2,
-            eps: settings.adam_epsilon,
-            weight_decay: settings.weight_decay,
-        },
-        learning_rate: settings.resolved_learning_rate(),
-        schedule: LrSchedule {
-            kind: settings.lr_scheduler_type,
-            warmup_steps: warmup_steps(settings.warmup_steps, max_steps),
-            num_steps: max_steps,
-        },
-        max_grad_norm: Some(settings.max_grad_norm),
-        gradient_checkpointing: memory.gradient_checkpointing,
-    };
-    Ok((Policy::new(decoder, config)?, dtype))
-}
-
 /// Where metrics go besides the files that every run writes.
 fn trackers(settings: &RunConfig, step: u64) -> Result<Vec<Box<dyn MetricSink>>, RecipeError> {
     let open = |name: &String| -> Option<Result<Box<dyn MetricSink>, RecipeError>> {
@@ -279,24 +234,6 @@ fn trackers(settings: &RunConfig, step: u64) -> Result<Vec<Box<dyn MetricSink>>,
         })
     };
     settings.report_to.iter().filter_map(open).collect()
-}
-
-fn save_dtype(settings: &RunConfig, base: SavedDtype) -> SavedDtype {
-    match settings.save_dtype {
-        SaveDtype::Auto => base,
-        SaveDtype::F32 => SavedDtype::F32,
-        SaveDtype::Bf16 => SavedDtype::Bf16,
-        SaveDtype::F16 => SavedDtype::F16,
-    }
-}
-
-fn model_writer(base: PathBuf, dtype: SavedDtype) -> ModelWriter {
-    Box::new(move |folder: &Path, params: &Params| {
-        let specs: Vec<(&str, &[usize])> = params.iter().map(|p| (p.name.as_str(), p.weight.value().dims())).collect();
-        let values: Vec<_> = params.iter().map(|p| p.weight.master()).collect();
-        let data = |index: usize| Ok::<_, TrainError>(Cow::Owned(values[index].flatten_all()?.to_vec1::<f32>()?));
-        export_model(folder, &base, &specs, data, dtype, SHARD_BYTES)
-    })
 }
 
 fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64) {

@@ -19,6 +19,7 @@ fn policy(dtype: DType) -> Policy {
         schedule: LrSchedule { kind: LrSchedulerType::Constant, warmup_steps: 0, num_steps: 3 },
         max_grad_norm: Some(1.0),
         gradient_checkpointing: false,
+        seed: 0,
     };
     Policy::new(decoder, config).expect("fits")
 }

@@ -9,6 +9,7 @@ use crate::ops::elementwise::add_into;
 use crate::ops::head::{LogprobGrads, Predictions, TokenLogprobs, token_logprobs, token_logprobs_backward};
 use crate::ops::storage::zero;
 use crate::optim::{AdamW, AdamWConfig, LrSchedule, clip_factor, compute_grad_norm, has_weight_decay};
+use crate::rng::{self, Stream};
 use crate::telemetry::{NonFinite, Watch};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -26,6 +27,8 @@ pub struct PolicyConfig {
     pub max_grad_norm: Option<f64>,
     /// Keep only each layer's input for the backward pass and compute the rest again.
     pub gradient_checkpointing: bool,
+    /// Names the draws of an adapter's dropout.
+    pub seed: u64,
 }
 
 /// A decoder with trainable parameters and its optimizer.
@@ -33,7 +36,7 @@ pub struct PolicyConfig {
 pub struct Policy {
     /// The model, which also samples.
     pub decoder: Decoder,
-    /// Both moments of every parameter.
+    /// Both moments of every trained parameter.
     pub optimizer: AdamW,
     /// How it learns.
     pub config: PolicyConfig,
@@ -64,12 +67,12 @@ pub struct Update {
 }
 
 impl Policy {
-    /// Wraps a decoder whose parameters are trainable; moments start at zero.
+    /// Wraps a decoder whose parameters, or those of its adapter, are trainable; moments start at zero.
     ///
     /// # Errors
     /// Fails where the moments cannot be allocated.
     pub fn new(decoder: Decoder, config: PolicyConfig) -> Result<Self, TrainError> {
-        let parameters = decoder.params().iter().map(|p| (p.weight.value(), has_weight_decay(&p.name)));
+        let parameters = decoder.trained().iter().map(|p| (p.weight.value(), has_weight_decay(&p.name)));
         let optimizer = AdamW::new(config.adamw, parameters)?;
         Ok(Self { decoder, optimizer, config })
     }
@@ -95,7 +98,7 @@ impl Policy {
         let lane = |(lane, decoder): (usize, &Decoder)| {
             let batches = batches.iter().enumerate().skip(lane).step_by(count);
             let run = |(index, batch)| {
-                run(decoder, batch, temperature, self.config.gradient_checkpointing, |score| objective(index, score))
+                run(decoder, batch, temperature, self.recorder(index), |score| objective(index, score))
             };
             batches.map(run).collect::<Result<Vec<_>, TrainError>>()
         };
@@ -111,6 +114,12 @@ impl Policy {
         }
         let mut lanes: Vec<_> = found.into_iter().map(Vec::into_iter).collect();
         Ok((0..batches.len()).filter_map(|index| lanes[index % count].next()).collect())
+    }
+
+    /// An empty record of micro-batch `index` of this update.
+    fn recorder(&self, index: usize) -> Recorder {
+        let noise = rng::bits(self.config.seed, Stream::Dropout, [self.optimizer.step, index as u64, 0, 0]);
+        Recorder::new(self.config.gradient_checkpointing).with_noise(noise)
     }
 
     /// Cuts groups into micro-batches of at most `max_tokens` tokens for [`Policy::accumulate`]. Lanes share the tokens,
@@ -129,7 +138,7 @@ impl Policy {
 
     /// Adds the gradients of a decoder of the same shape.
     fn add_gradients(&self, other: &Decoder) -> Result<(), TrainError> {
-        for (own, other) in self.decoder.params().iter().zip(other.params()) {
+        for (own, other) in self.decoder.trained().iter().zip(other.trained()) {
             let (Some(sum), Some(grad)) = (own.weight.grad(), other.weight.grad()) else { continue };
             add_into(&sum.flatten_all()?.unsqueeze(0)?, &grad.flatten_all()?.unsqueeze(0)?)?;
         }
@@ -141,12 +150,12 @@ impl Policy {
     /// # Errors
     /// [`NonFinite`] where the gradient is not finite; the weights are untouched then.
     pub fn update(&mut self, step: u64) -> Result<Update, TrainError> {
-        let grads: Vec<&Tensor> = self.decoder.params().iter().filter_map(|p| p.weight.grad()).collect();
+        let grads: Vec<&Tensor> = self.decoder.trained().iter().filter_map(|p| p.weight.grad()).collect();
         let grad_norm = compute_grad_norm(&grads)?;
         Watch::require_finite(step, "grad_norm", grad_norm)?;
         let learning_rate = self.config.learning_rate * self.config.schedule.factor(step - 1);
         let factors = self.optimizer.begin_step(learning_rate, clip_factor(grad_norm, self.config.max_grad_norm));
-        for (index, param) in self.decoder.params().iter().enumerate() {
+        for (index, param) in self.decoder.trained().iter().enumerate() {
             self.optimizer.update(index, &param.weight, &factors)?;
         }
         self.clear_gradients()?;
@@ -158,7 +167,7 @@ impl Policy {
     /// # Errors
     /// Fails for parameters that are not f32 on the CPU.
     pub fn clear_gradients(&self) -> Result<(), TrainError> {
-        Ok(self.decoder.params().iter().filter_map(|p| p.weight.grad()).try_for_each(zero)?)
+        Ok(self.decoder.trained().iter().filter_map(|p| p.weight.grad()).try_for_each(zero)?)
     }
 }
 
@@ -176,10 +185,9 @@ fn run<T>(
     decoder: &Decoder,
     batch: &MicroBatch,
     temperature: f32,
-    checkpointing: bool,
+    mut recorder: Recorder,
     objective: impl FnOnce(&Score<'_>) -> Result<(TokenGrads, T), TrainError>,
 ) -> Result<(TokenLogprobs, T), TrainError> {
-    let mut recorder = Recorder::new(checkpointing);
     let hidden = decoder.forward(&batch.tokens, Some(&mut recorder))?;
     let predictions = predictions(batch, temperature);
     let (grads, more) = objective(&|| Ok(token_logprobs(&hidden, decoder.head(), predictions)?))?;

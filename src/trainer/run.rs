@@ -320,7 +320,7 @@ impl Trainer {
     pub fn publish<T>(&self, finish: impl FnOnce(&Path) -> Result<T, TrainError>) -> Result<T, TrainError> {
         Phase::Save.begin(self.state.step);
         let pending = self.checkpoints.begin_final(self.state.step)?;
-        (self.write_model)(pending.path(), self.policy.decoder.params())?;
+        (self.write_model)(pending.path(), self.policy.decoder.trained())?;
         let result = finish(pending.path())?;
         pending.publish(self.state.identity.facts())?;
         Ok(result)

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Writes the Hugging Face folder of a model: weights, configuration, tokenizer.
+/// Writes the Hugging Face folder of a model, or of its adapter: trained weights, configuration, tokenizer.
 pub type ModelWriter = Box<dyn Fn(&Path, &Params) -> Result<(), TrainError>>;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -31,7 +31,7 @@ pub(super) struct Snapshot<'a> {
 impl Snapshot<'_> {
     /// Writes the files of a checkpoint into `folder`.
     pub fn write(&self, folder: &Path, write_model: &ModelWriter) -> Result<(), TrainError> {
-        write_model(folder, self.policy.decoder.params())?;
+        write_model(folder, self.policy.decoder.trained())?;
         self.write_optimizer(&folder.join(OPTIMIZER_FILE))?;
         // A reference that has not moved is the start model.
         if let Some(reference) = self.reference.filter(|reference| reference.has_moved) {
@@ -46,9 +46,9 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// Master weights and both moments of every parameter, f32, whatever the dtype of the exported model.
+    /// Master weights and both moments of every trained parameter, f32, whatever the dtype of the exported model.
     fn write_optimizer(&self, path: &Path) -> Result<(), TrainError> {
-        let params = self.policy.decoder.params();
+        let params = self.policy.decoder.trained();
         let count = params.iter().count();
         let named = |prefix: &'static str| {
             params.iter().map(move |p| (format!("{prefix}{}", p.name), p.weight.value().dims().to_vec()))
@@ -108,7 +108,7 @@ impl Tensors {
 /// Fails where a tensor is missing or has another shape.
 pub fn restore(policy: &mut Policy, folder: &Path, updates: u64) -> Result<(), TrainError> {
     let mut tensors = Tensors::read(folder.join(OPTIMIZER_FILE))?;
-    for (index, param) in policy.decoder.params().iter().enumerate() {
+    for (index, param) in policy.decoder.trained().iter().enumerate() {
         let shape = param.weight.value().dims();
         let mut take = |prefix: &str| tensors.take(&format!("{prefix}{}", param.name), shape);
         param.weight.set(take(MASTER)?)?;

@@ -7,6 +7,7 @@ use crate::ops::elementwise::{add_into, silu_mul, silu_mul_backward};
 use crate::ops::embedding::{RowNumbers, embedding, embedding_backward, scatter_add_rows, scatter_rows, zeros};
 use crate::ops::head::{LogprobGrads, Predictions, token_logprobs, token_logprobs_backward};
 use crate::ops::linear::Linear;
+use crate::ops::lora::Lora;
 use crate::ops::rms_norm::{rms_norm, rms_norm_backward};
 use crate::ops::rope::RopeTable;
 use crate::ops::testing::{assert_close, device, difference, on_gpu, random};
@@ -62,12 +63,26 @@ fn norms() {
 #[test]
 fn linear_maps() {
     compare(|dtype| {
-        let linear = Linear { weight: weight(&[24, 40], 1, dtype), bias: Some(weight(&[24], 2, dtype)) };
+        let linear = Linear::new(weight(&[24, 40], 1, dtype), Some(weight(&[24], 2, dtype)));
         let (x, g) = (values(&[300, 40], 3, dtype), values(&[300, 24], 4, dtype));
         let (y, dx) = (linear.forward(&x)?, zeros(300, 40, &x)?);
-        linear.backward(&g, &x, &dx, true)?;
+        linear.backward(&g, &x, &dx, true, None)?;
         let bias = linear.bias.as_ref().map(grad);
         Ok([y, dx, grad(&linear.weight)].into_iter().chain(bias).collect())
+    });
+}
+
+#[test]
+fn adapted_maps() {
+    compare(|dtype| {
+        let (a, b) = (weight(&[8, 40], 5, dtype), weight(&[24, 8], 6, dtype));
+        let lora = Lora { a, b, scale: 0.5, dropout: 0.2, module: 1 };
+        let linear = Linear { lora: Some(lora.clone()), ..Linear::new(weight(&[24, 40], 1, dtype), None) };
+        let (x, g) = (values(&[300, 40], 3, dtype), values(&[300, 24], 4, dtype));
+        let (y, dx) = (zeros(300, 24, &x)?, zeros(300, 40, &x)?);
+        linear.forward_into(&x, &y, Some(9))?;
+        linear.backward(&g, &x, &dx, true, Some(9))?;
+        Ok(vec![y, dx, grad(&lora.a), grad(&lora.b)])
     });
 }
 
