@@ -2,6 +2,7 @@
 //! is resumed ends in the same bits.
 
 #![allow(clippy::unwrap_used, reason = "a step that fails in a helper is a failed test")]
+#![allow(clippy::float_cmp, reason = "exact results are compared")]
 
 #[path = "support/tiny_run.rs"]
 mod tiny_run;
@@ -47,8 +48,7 @@ fn an_adapter_is_trained_resumed_continued_and_merged() {
     // after the last.
     let metrics = timeless_metrics(&whole);
     let kl = |row: usize| metrics[row]["kl"].as_f64().unwrap();
-    assert_eq!(kl(0), 0.0);
-    assert!(kl(5) > 0.0);
+    assert!(kl(0) == 0.0 && kl(5) > 0.0, "{} {}", kl(0), kl(5));
 
     // Optimizer and result hold the adapter alone: r (inputs + outputs) values of each of 7 maps in 4 layers, as masters
     // and two moments.

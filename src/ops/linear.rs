@@ -109,7 +109,7 @@ pub(crate) struct DecodingLinear {
 
 /// Weights of one input side by side, for many products with few rows each.
 #[derive(Debug)]
-pub(super) enum Layout {
+enum Layout {
     /// Copied, in the order in which they are read.
     Packed(Packed),
     /// Where they are: slower, and no memory.
@@ -118,7 +118,7 @@ pub(super) enum Layout {
 
 impl Layout {
     /// Lays out weights `[out, in]` on the CPU; without `pack` they stay where they are.
-    pub fn new(weights: &[&Tensor], pack: bool) -> Result<Self> {
+    fn new(weights: &[&Tensor], pack: bool) -> Result<Self> {
         if !pack {
             return Ok(Self::Shared(weights.iter().map(|weight| (*weight).clone()).collect()));
         }
@@ -128,7 +128,7 @@ impl Layout {
     }
 
     /// `y = x Wᵀ` of each weight, side by side, with the bits of [`matmul_into`].
-    pub fn multiply(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
+    fn multiply(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
         match self {
             Self::Packed(weight) => matmul_packed(y, x, weight, threads)?,
             Self::Shared(weights) => {
@@ -163,7 +163,7 @@ impl DecodingLinear {
         let (mut loras, mut start) = (Vec::new(), 0);
         for map in maps {
             if let Some(lora) = &map.lora {
-                loras.push(DecodingLora::new(lora, start)?);
+                loras.push(DecodingLora::new(lora, start));
             }
             start += map.weight.value().dim(0)?;
         }
@@ -180,7 +180,7 @@ impl DecodingLinear {
         if let Some(bias) = &self.bias {
             add_to_rows(y, bias);
         }
-        self.loras.iter().try_for_each(|lora| lora.add_to(x, y, threads))
+        self.loras.iter().try_for_each(|lora| lora.add_to(x, y))
     }
 }
 

@@ -6,9 +6,8 @@
 use super::Weight;
 use super::elementwise::{Dropout, add_into, add_scaled, add_scaled_row, dropout};
 use super::embedding::zeros;
-use super::linear::Layout;
-use super::matmul::{Form, matmul_into};
-use super::storage::{Mat, MatMut, unset};
+use super::matmul::{Form, matmul, matmul_into};
+use super::storage::{Mat, MatMut, mat, unset};
 use crate::rng::{self, Stream};
 use candle_core::{Result, Tensor};
 use std::borrow::Cow;
@@ -102,31 +101,31 @@ impl Lora {
 /// An adapter for many calls with few rows each: [`Lora::forward_into`] without dropout, in the same bits.
 #[derive(Debug)]
 pub(super) struct DecodingLora {
-    a: Layout,
-    b: Layout,
-    rank: usize,
-    out: usize,
-    scale: f32,
+    lora: Lora,
     /// First column of the map's result in the matrix that it is added to.
     start: usize,
 }
 
 impl DecodingLora {
-    pub fn new(lora: &Lora, start: usize) -> Result<Self> {
-        let (out, rank) = lora.b.value().dims2()?;
-        // A product with a single column sums in another order than a packed one does.
-        let [a, b] = [(&lora.a, rank), (&lora.b, out)].map(|(w, cols)| Layout::new(&[w.value()], cols > 1));
-        Ok(Self { a: a?, b: b?, rank, out, scale: lora.scale, start })
+    pub fn new(lora: &Lora, start: usize) -> Self {
+        Self { lora: lora.clone(), start }
     }
 
-    pub fn add_to(&self, x: Mat<'_>, y: &mut MatMut<'_>, threads: usize) -> Result<()> {
-        let n = x.rows;
-        let (mut low, mut product) = (vec![0.0; n * self.rank], vec![0.0; n * self.out]);
-        self.a.multiply(x, &mut MatMut::new(&mut low, n, self.rank), threads)?;
-        let low = Mat::new(&low, n, self.rank);
-        self.b.multiply(low, &mut MatMut::new(&mut product, n, self.out), threads)?;
-        for (row, product) in product.chunks_exact(self.out).enumerate() {
-            add_scaled_row(&mut y.row(row)[self.start..][..self.out], product, self.scale);
+    /// Adds the adapter's result for `x [N, in]` to its columns of `y`.
+    pub fn add_to(&self, x: Mat<'_>, y: &mut MatMut<'_>) -> Result<()> {
+        // The weights are small: laying them out for few rows would save little, and the products with few columns or
+        // a short sum would have to keep the order of the general one's special cases.
+        let product = |x: Mat<'_>, weight: &Weight| -> Result<(Vec<f32>, usize)> {
+            let (storage, layout) = weight.value().storage_and_layout();
+            let w = mat(&storage, layout)?;
+            let mut y = vec![0.0; x.rows * w.rows];
+            matmul(&mut MatMut::new(&mut y, x.rows, w.rows), x, w, Form::Nt, false)?;
+            Ok((y, w.rows))
+        };
+        let (low, rank) = product(x, &self.lora.a)?;
+        let (added, out) = product(Mat::new(&low, x.rows, rank), &self.lora.b)?;
+        for (row, added) in added.chunks_exact(out).enumerate() {
+            add_scaled_row(&mut y.row(row)[self.start..][..out], added, self.lora.scale);
         }
         Ok(())
     }
@@ -136,7 +135,7 @@ impl DecodingLora {
 mod tests {
     use super::*;
     use crate::ops::linear::{DecodingLinear, Linear};
-    use crate::ops::storage::{mat, update};
+    use crate::ops::storage::update;
     use crate::ops::testing::{
         assert_close, assert_thread_invariant, device, on_each_device, random, reference_gradients, variable,
     };
