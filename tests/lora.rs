@@ -119,6 +119,25 @@ fn dropout_is_named_by_the_seed() {
     assert!(weights(&run("resumed", 0.2, "auto")) == weights(&some));
 }
 
+/// A base in 8 or 4 bits: the reference has the same weights, so there is no divergence at first, and it learns.
+#[test]
+fn a_quantised_base_is_trained_beside() {
+    let bench = Bench::new(SETTINGS);
+    let (_, model) = start_from(&bench);
+    let weights = |folder: &Path| fs::read(folder.join("adapter_model.safetensors")).unwrap();
+    let run = |name: &str, base: &str, resume: &str| {
+        let lora = format!("lora={{r = 4{base}}}");
+        train(&bench, name, resume, &model, &[&lora, "learning_rate=1e-2"])
+    };
+    let (whole, q8) = (run("whole", "", "never"), run("q8", ", quantize_base = 'q8_0'", "never"));
+    let q4 = run("q4", ", quantize_base = 'q4_0'", "never");
+    assert!(weights(&whole) != weights(&q8) && weights(&q8) != weights(&q4));
+    for folder in [&q8, &q4] {
+        let kl = |row: usize| timeless_metrics(folder)[row]["kl"].as_f64().unwrap();
+        assert!(kl(0) == 0.0 && kl(5) > 0.0, "{} {}", kl(0), kl(5));
+    }
+}
+
 #[test]
 fn what_cannot_be_adapted_is_told() {
     let bench = Bench::new(SETTINGS);

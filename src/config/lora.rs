@@ -3,9 +3,10 @@
 //! Owns its keys, their defaults and what must hold between them; the comments make its part of the reference page.
 
 use super::checks::Problem;
-use super::kinds::Init;
+use super::kinds::{DeviceKind, Init};
 use super::run_config::RunConfig;
 use crate::model::{PeftConfig, TargetModules};
+use crate::ops::quantized::QuantFormat;
 use serde::{Deserialize, Serialize};
 
 const R: usize = 16;
@@ -31,6 +32,19 @@ pub struct LoraConfig {
     /// Multiply by `alpha` / sqrt(`r`) instead, which keeps high ranks learning (rsLoRA).
     /// Default none: `false`, as PEFT.
     pub use_rslora: Option<bool>,
+    /// Keep the linear maps of the frozen model in few bits: `q8_0` (8.5 bits a weight) or `q4_0` (4.5), rounded when
+    /// they are read. Saves memory and costs time; on the CPU only. What is saved belongs to the unrounded model, with
+    /// which it is evaluated at the end. Default none: as they are.
+    pub quantize_base: Option<BaseFormat>,
+}
+
+/// The formats that a frozen model can be kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BaseFormat {
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    #[serde(rename = "q4_0")]
+    Q4_0,
 }
 
 /// Names, or one pattern.
@@ -53,6 +67,15 @@ impl LoraConfig {
         };
         let (r, alpha) = (self.r.unwrap_or(R), self.alpha.unwrap_or(ALPHA));
         PeftConfig::new(r, alpha, self.dropout.unwrap_or(0.0), self.use_rslora.unwrap_or(false), target_modules)
+    }
+
+    /// The format that the frozen model is rounded to.
+    #[must_use]
+    pub fn quant_format(&self) -> Option<QuantFormat> {
+        self.quantize_base.map(|format| match format {
+            BaseFormat::Q8_0 => QuantFormat::Q8_0,
+            BaseFormat::Q4_0 => QuantFormat::Q4_0,
+        })
     }
 
     /// The first key whose value is not that of an adapter that exists, with both values.
@@ -96,6 +119,10 @@ pub(super) fn problems(config: &RunConfig) -> Vec<Problem> {
     if config.resolved_init() == Init::Random {
         let message = "`[lora]` adapts a trained model, and the weights of this one are drawn at random";
         found.push(Problem::new(&["lora", "architecture", "init"], message).help("train the model itself first"));
+    }
+    if lora.quantize_base.is_some() && config.device == DeviceKind::Cuda {
+        let message = "`quantize_base` of `[lora]` works on the CPU only";
+        found.push(Problem::new(&["lora", "device"], message).help("leave it out, or set `device = \"cpu\"`"));
     }
     if config.sync_ref_model {
         let message = "`sync_ref_model` moves the reference, which with `[lora]` is the frozen model itself";

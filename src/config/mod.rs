@@ -28,7 +28,7 @@ pub use kinds::{
     LossType, LrSchedulerType, ModelType, OnBadRow, SaveDtype, ScaleRewards, TokenizerKind,
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
-pub use lora::{LoraConfig, Targets};
+pub use lora::{BaseFormat, LoraConfig, Targets};
 pub use reference::reference_page;
 pub use resolved::Resume;
 pub use run_config::{RewardConfig, RunConfig};

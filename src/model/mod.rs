@@ -24,4 +24,4 @@ pub use error::{ConfigProblem, HeaderProblem, ModelError, TensorProblem};
 pub use params::{Param, Params};
 pub use peft::{PeftConfig, TargetModules};
 pub use recorded::RecordedModel;
-pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights};
+pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights, load_weights_with};

@@ -3,6 +3,7 @@
 use super::{LoadedTensor, ModelError};
 use crate::device::Compute;
 use crate::ops::Weight;
+use crate::ops::quantized::{QuantFormat, Quantized};
 use candle_core::{Result, Tensor};
 
 /// One parameter: its literal Hugging Face name and its weight.
@@ -16,6 +17,23 @@ pub struct Param {
 #[derive(Debug, Clone)]
 pub struct Params {
     entries: Vec<Param>,
+}
+
+impl Param {
+    /// A frozen parameter; with a `format`, that of a linear map of a layer is kept in few bits, on the CPU.
+    ///
+    /// # Errors
+    /// Fails where its rows are no whole number of blocks, or memory is short.
+    pub fn frozen(tensor: LoadedTensor, compute: &Compute, format: Option<QuantFormat>) -> Result<Self> {
+        let LoadedTensor { name, shape, data } = tensor;
+        let weight = match (format, &*shape) {
+            (Some(format), [_, cols]) if name.ends_with("_proj.weight") => {
+                Weight::quantized(Quantized::new(&data, *cols, format)?)?
+            }
+            _ => Weight::frozen(Tensor::from_vec(data, shape, &compute.device)?.to_dtype(compute.dtype)?),
+        };
+        Ok(Self { name, weight })
+    }
 }
 
 impl Params {
@@ -34,6 +52,12 @@ impl Params {
             Ok(Param { name: tensor.name, weight })
         };
         Ok(Self { entries: tensors.into_iter().map(entry).collect::<Result<_>>()? })
+    }
+
+    /// Frozen parameters.
+    #[must_use]
+    pub fn of(entries: Vec<Param>) -> Self {
+        Self { entries }
     }
 
     /// The same values, which stay shared, with zeroed gradient buffers of their own where there are any.

@@ -87,6 +87,18 @@ pub struct LoadedTensor {
 /// [`ModelError::Tensors`] with every missing, mis-shaped and unexpected tensor; [`ModelError::NonFinite`];
 /// [`ModelError::Pickle`]; and what a damaged file or index gives.
 pub fn load_weights(folder: &Path, config: &ModelConfig) -> Result<(Vec<LoadedTensor>, SavedDtype), ModelError> {
+    load_weights_with(folder, config, |tensor| tensor)
+}
+
+/// [`load_weights`] with each tensor handed to `convert` as soon as it is read, so that not all are in memory in f32.
+///
+/// # Errors
+/// As [`load_weights`].
+pub fn load_weights_with<T: Send>(
+    folder: &Path,
+    config: &ModelConfig,
+    convert: impl Fn(LoadedTensor) -> T + Sync,
+) -> Result<(Vec<T>, SavedDtype), ModelError> {
     let mut problems = Vec::new();
     let mut stored = collect(folder, &mut problems)?;
     let mut wanted = Vec::new();
@@ -112,21 +124,21 @@ pub fn load_weights(folder: &Path, config: &ModelConfig) -> Result<(Vec<LoadedTe
     }
 
     let dtype = main_dtype(&wanted);
-    // Collected before the first error is looked for, so that the same file always gives the same message.
-    let read: Vec<Result<LoadedTensor, ModelError>> =
-        wanted.into_par_iter().map(|(spec, tensor)| tensor.read(&spec)).collect();
-    let tensors = read.into_iter().collect::<Result<Vec<_>, _>>()?;
-    if let (Some(head), Some(embedding)) = (tied_head, tensors.first()) {
-        let spec = TensorSpec { name: HEAD.into(), shape: embedding.shape.clone(), init: Init::Normal };
+    if let (Some(head), Some((spec, embedding))) = (tied_head, wanted.first()) {
+        let head_spec = TensorSpec { name: HEAD.into(), ..spec.clone() };
         let mut problems = Vec::new();
-        check_tensor(&spec, &head, &mut problems);
-        if problems.is_empty() && head.read(&spec)?.data != embedding.data {
+        check_tensor(&head_spec, &head, &mut problems);
+        if problems.is_empty() && head.read(&head_spec)?.data != embedding.read(spec)?.data {
             problems.push(TensorProblem::TiedHeadDiffers);
         }
         if !problems.is_empty() {
             return Err(mismatch(problems));
         }
     }
+    // Collected before the first error is looked for, so that the same file always gives the same message.
+    let read: Vec<Result<T, ModelError>> =
+        wanted.into_par_iter().map(|(spec, tensor)| tensor.read(&spec).map(&convert)).collect();
+    let tensors = read.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok((tensors, dtype))
 }
 

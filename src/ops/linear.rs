@@ -44,7 +44,7 @@ impl Linear {
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn forward_into(&self, x: &Tensor, y: &Tensor, noise: Option<u64>) -> Result<()> {
-        matmul_into(y, x, self.weight.value(), Form::Nt, false)?;
+        matmul_into(y, x, self.weight.dense()?.as_ref(), Form::Nt, false)?;
         self.add_bias(y)?;
         self.lora.as_ref().map_or(Ok(()), |lora| lora.forward_into(x, y, noise))
     }
@@ -74,7 +74,7 @@ impl Linear {
     /// # Errors
     /// Fails where the shapes do not fit.
     pub fn backward(&self, g: &Tensor, x: &Tensor, dx: &Tensor, accumulate: bool, noise: Option<u64>) -> Result<()> {
-        matmul_into(dx, g, self.weight.value(), Form::Nn, accumulate)?;
+        matmul_into(dx, g, self.weight.dense()?.as_ref(), Form::Nn, accumulate)?;
         if let Some(lora) = &self.lora {
             lora.backward(g, x, dx, noise)?;
         }
@@ -112,17 +112,17 @@ pub(crate) struct DecodingLinear {
 enum Layout {
     /// Copied, in the order in which they are read.
     Packed(Packed),
-    /// Where they are: slower, and no memory.
-    Shared(Vec<Tensor>),
+    /// Where they are, and what they are quantised to: slower, and no memory.
+    Shared(Vec<Weight>),
 }
 
 impl Layout {
     /// Lays out weights `[out, in]` on the CPU; without `pack` they stay where they are.
-    fn new(weights: &[&Tensor], pack: bool) -> Result<Self> {
-        if !pack {
+    fn new(weights: &[&Weight], pack: bool) -> Result<Self> {
+        if !pack || weights.iter().any(|weight| weight.quantized.is_some()) {
             return Ok(Self::Shared(weights.iter().map(|weight| (*weight).clone()).collect()));
         }
-        let guards: Vec<_> = weights.iter().map(|weight| weight.storage_and_layout()).collect();
+        let guards: Vec<_> = weights.iter().map(|weight| weight.value().storage_and_layout()).collect();
         let weights = guards.iter().map(|(storage, layout)| mat(storage, layout)).collect::<Result<Vec<_>>>()?;
         Ok(Self::Packed(Packed::new(&weights)))
     }
@@ -134,10 +134,17 @@ impl Layout {
             Self::Shared(weights) => {
                 let mut start = 0;
                 for weight in weights {
-                    let (storage, layout) = weight.storage_and_layout();
-                    let w = mat(&storage, layout)?;
-                    matmul(&mut y.block(0..x.rows, start..start + w.rows), x, w, Form::Nt, false)?;
-                    start += w.rows;
+                    let mut product = |first: usize, w: Mat<'_>| {
+                        let columns = start + first..start + first + w.rows;
+                        matmul(&mut y.block(0..x.rows, columns), x, w, Form::Nt, false)
+                    };
+                    if let Some(quantized) = &weight.quantized {
+                        quantized.each_part(product)?;
+                    } else {
+                        let (storage, layout) = weight.value().storage_and_layout();
+                        product(0, mat(&storage, layout)?)?;
+                    }
+                    start += weight.value().dim(0)?;
                 }
             }
         }
@@ -158,7 +165,7 @@ impl DecodingLinear {
             };
             maps.iter().map(of).collect::<Result<Vec<_>>>().map(|parts| parts.concat())
         });
-        let weights: Vec<&Tensor> = maps.iter().map(|map| map.weight.value()).collect();
+        let weights: Vec<&Weight> = maps.iter().map(|map| &map.weight).collect();
         let weight = Layout::new(&weights, pack)?;
         let (mut loras, mut start) = (Vec::new(), 0);
         for map in maps {

@@ -23,6 +23,7 @@ pub mod linear;
 pub mod lora;
 pub mod math;
 pub mod matmul;
+pub mod quantized;
 pub mod rms_norm;
 pub mod rope;
 pub(crate) mod simd;
@@ -30,7 +31,9 @@ pub(crate) mod storage;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+use quantized::Quantized;
+use std::borrow::Cow;
 
 /// A parameter as the operations see it: its value and, while it is trained, the buffer its gradient is added to.
 ///
@@ -40,13 +43,14 @@ pub struct Weight {
     value: Tensor,
     grad: Option<Tensor>,
     master: Option<Tensor>,
+    quantized: Option<Quantized>,
 }
 
 impl Weight {
     /// A weight that receives no gradient.
     #[must_use]
     pub fn frozen(value: Tensor) -> Self {
-        Self { value, grad: None, master: None }
+        Self { value, grad: None, master: None, quantized: None }
     }
 
     /// A weight with a zeroed f32 gradient buffer of the same shape.
@@ -65,9 +69,31 @@ impl Weight {
     pub fn trainable_as(master: Tensor, dtype: DType) -> Result<Self> {
         let grad = Some(Tensor::zeros(master.shape(), DType::F32, master.device())?);
         if dtype == DType::F32 {
-            return Ok(Self { value: master, grad, master: None });
+            return Ok(Self { value: master, grad, master: None, quantized: None });
         }
-        Ok(Self { value: master.to_dtype(dtype)?, grad, master: Some(master) })
+        Ok(Self { value: master.to_dtype(dtype)?, grad, master: Some(master), quantized: None })
+    }
+
+    /// A frozen matrix in few bits, on the CPU. Its [`Weight::value`] has its shape, but no values: only what asks for
+    /// [`Weight::dense`] can use it.
+    ///
+    /// # Errors
+    /// Never, for a matrix that could be made.
+    pub fn quantized(matrix: Quantized) -> Result<Self> {
+        // Rows that are no rows in memory: an operation that does not know of quantised weights refuses them.
+        let value = Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?.broadcast_as(matrix.shape())?;
+        Ok(Self { value, grad: None, master: None, quantized: Some(matrix) })
+    }
+
+    /// The value in the format that products use.
+    ///
+    /// # Errors
+    /// Fails where memory is short.
+    pub fn dense(&self) -> Result<Cow<'_, Tensor>> {
+        match &self.quantized {
+            None => Ok(Cow::Borrowed(&self.value)),
+            Some(matrix) => matrix.dequantize().map(Cow::Owned),
+        }
     }
 
     /// The same values, which stay shared, with a zeroed gradient buffer of its own where there is one.
@@ -79,7 +105,7 @@ impl Weight {
         Ok(Self { grad, ..self.clone() })
     }
 
-    /// The value that operations use; shares storage with every clone.
+    /// The value that operations use; shares storage with every clone. See [`Weight::quantized`].
     #[must_use]
     pub fn value(&self) -> &Tensor {
         &self.value

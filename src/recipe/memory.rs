@@ -61,9 +61,20 @@ impl Memory {
         let masters = F32 * trained;
         let rounded = if size == F32 { 0 } else { size * trained };
         // What is frozen beside an adapter, and is the reference too.
-        let frozen = if settings.lora.is_some() { size * config.num_parameters() } else { 0 };
+        let (frozen, packed) = match &settings.lora {
+            None => (0, F32 * trained),
+            Some(lora) => {
+                let of_maps = config.tensors().into_iter().filter(|spec| spec.name.ends_with("_proj.weight"));
+                let in_maps: usize = of_maps.map(|spec| spec.shape.iter().product::<usize>()).sum();
+                let others = config.num_parameters() - in_maps;
+                // Weights in few bits are read where they are.
+                match lora.quant_format() {
+                    None => (size * config.num_parameters(), F32 * config.num_parameters()),
+                    Some(format) => (size * others + format.bytes(in_maps), F32 * others),
+                }
+            }
+        };
         let has_reference = settings.resolved_beta() > 0.0 && settings.lora.is_none();
-        let packed = F32 * (config.num_parameters() + if settings.lora.is_some() { trained } else { 0 });
         let kv_width = config.num_key_value_heads * config.head_dim;
         let q_width = config.num_attention_heads * config.head_dim;
         let prompts = settings.prompts_per_optimizer_step();

@@ -8,7 +8,10 @@ use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
 use crate::model::adapter::{init_adapter, load_adapter};
 use crate::model::peft::PEFT_CONFIG;
-use crate::model::{Adapter, Decoder, ModelConfig, Params, PeftConfig, SavedDtype, init_weights, load_weights};
+use crate::model::{
+    Adapter, Decoder, ModelConfig, Param, Params, PeftConfig, SavedDtype, init_weights, load_weights, load_weights_with,
+};
+use crate::ops::quantized::QuantFormat;
 use crate::reward::{ExactMatch, LastInteger, WeightedRewards};
 use crate::rollout::SamplingConfig;
 use crate::text::{ChatTemplate, PromptRenderer, StopRules, Tokenizer, eos_set};
@@ -83,26 +86,57 @@ impl LoadedModel {
     /// # Errors
     /// Fails where the weight files are damaged or not those of the configuration.
     pub fn decoder(&self, compute: &Compute, trainable: bool) -> Result<(Decoder, SavedDtype), RecipeError> {
-        let (tensors, saved) = load_weights(&self.resolved.folder, &self.config)?;
-        let params = Params::new(tensors, compute, trainable && self.adapter.is_none())?;
-        let decoder = Decoder::new(self.config.clone(), params)?;
-        let Some(AdapterFolder { folder, config }) = &self.adapter else { return Ok((decoder, saved)) };
+        let Some(AdapterFolder { folder, config }) = &self.adapter else {
+            let (tensors, saved) = load_weights(&self.resolved.folder, &self.config)?;
+            let params = Params::new(tensors, compute, trainable)?;
+            return Ok((Decoder::new(self.config.clone(), params)?, saved));
+        };
+        let (decoder, saved) = self.frozen_decoder(compute, None)?;
         let (maps, tensors) = load_adapter(folder, config, &self.config)?;
         let adapter = Adapter::new(config, maps, tensors, compute, trainable)?;
         Ok((decoder.with_adapter(adapter)?, saved))
     }
 
-    /// Reads the weights and puts a new adapter beside them, drawn from the seed, which alone is trainable.
+    /// The model that an adapter stands beside, its linear maps in `format` where one is given.
+    fn frozen_decoder(
+        &self,
+        compute: &Compute,
+        format: Option<QuantFormat>,
+    ) -> Result<(Decoder, SavedDtype), RecipeError> {
+        let convert = |tensor| Param::frozen(tensor, compute, format);
+        let folder = &self.resolved.folder;
+        let (params, saved): (Vec<_>, _) = if compute.device.is_cpu() {
+            load_weights_with(folder, &self.config, convert)?
+        } else {
+            // A GPU is used from one thread.
+            let (tensors, saved) = load_weights(folder, &self.config)?;
+            (tensors.into_iter().map(convert).collect(), saved)
+        };
+        let params = Params::of(params.into_iter().collect::<Result<_, _>>()?);
+        Ok((Decoder::new(self.config.clone(), params)?, saved))
+    }
+
+    /// Reads the weights, as they are or rounded to a format, and puts the adapter to train beside them, which alone is
+    /// trainable: that of the folder, else a new one, drawn from the seed.
     ///
     /// # Errors
     /// As [`LoadedModel::decoder`]; [`crate::model::ModelError::TargetModules`].
-    pub fn with_new_adapter(&self, config: &PeftConfig, seed: u64, compute: &Compute) -> Result<Decoder, RecipeError> {
-        let (tensors, _) = load_weights(&self.resolved.folder, &self.config)?;
-        let maps = config.maps(&self.config)?;
-        let drawn = init_adapter(&maps, seed);
-        let adapter = Adapter::new(config, maps, drawn, compute, true)?;
-        let decoder = Decoder::new(self.config.clone(), Params::new(tensors, compute, false)?)?;
-        Ok(decoder.with_adapter(adapter)?)
+    pub fn with_trained_adapter(
+        &self,
+        config: &PeftConfig,
+        format: Option<QuantFormat>,
+        seed: u64,
+        compute: &Compute,
+    ) -> Result<Decoder, RecipeError> {
+        let (maps, tensors) = if let Some(AdapterFolder { folder, config }) = &self.adapter {
+            load_adapter(folder, config, &self.config)?
+        } else {
+            let maps = config.maps(&self.config)?;
+            let drawn = init_adapter(&maps, seed);
+            (maps, drawn)
+        };
+        let adapter = Adapter::new(config, maps, tensors, compute, true)?;
+        Ok(self.frozen_decoder(compute, format)?.0.with_adapter(adapter)?)
     }
 
     /// A decoder with weights drawn from the seed; with `trainable`, they get gradient buffers.

@@ -4,7 +4,7 @@ use super::RecipeError;
 use super::memory::Memory;
 use super::parts::LoadedModel;
 use crate::checkpoint::{SHARD_BYTES, export_adapter, export_model};
-use crate::config::{Init, RunConfig, SaveDtype};
+use crate::config::{Init, LoraConfig, RunConfig, SaveDtype};
 use crate::device::Compute;
 use crate::model::{Decoder, Params, PeftConfig, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
@@ -31,6 +31,12 @@ pub(super) fn adapter(settings: &RunConfig, model: &LoadedModel) -> Result<Optio
     let folder = || std::path::absolute(&resolved.folder).unwrap_or_else(|_| resolved.folder.clone());
     let base_model = resolved.repo.clone().unwrap_or_else(|| folder().to_string_lossy().into_owned());
     Ok(Some(config.of_base(base_model, resolved.commit.clone())))
+}
+
+/// A linear map whose rows are no whole number of blocks of 32 values.
+fn unquantizable(model: &LoadedModel) -> Option<String> {
+    let maps = model.config.tensors().into_iter().filter(|spec| spec.name.ends_with("_proj.weight"));
+    maps.into_iter().find(|spec| !spec.shape[1].is_multiple_of(32)).map(|spec| spec.name)
 }
 
 /// The model before the first step.
@@ -74,10 +80,16 @@ impl StartPolicy {
         }
         let (decoder, dtype) = match (adapter, settings.resolved_init()) {
             // Adapters are small and learn in f32, which is what PEFT saves them in, too.
-            (Some(config), _) if model.adapter.is_none() => {
-                (model.with_new_adapter(config, settings.seed, compute)?, SavedDtype::F32)
+            (Some(config), _) => {
+                let format = settings.lora.as_ref().and_then(LoraConfig::quant_format);
+                if format.is_some() && !compute.device.is_cpu() {
+                    return Err(RecipeError::QuantizedOnGpu);
+                }
+                if let Some(map) = format.and_then(|_| unquantizable(model)) {
+                    return Err(RecipeError::Blocks { map });
+                }
+                (model.with_trained_adapter(config, format, settings.seed, compute)?, SavedDtype::F32)
             }
-            (Some(_), _) => (model.decoder(compute, true)?.0, SavedDtype::F32),
             (None, Init::Pretrained) => model.decoder(compute, true)?,
             (None, Init::Random) => (model.random_decoder(settings.seed, compute, true)?, SavedDtype::F32),
         };
