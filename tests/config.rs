@@ -135,6 +135,18 @@ const WRONG: &[(&str, &str)] = &[
         "algorithm = \"dpo\"\ndpo_pairs = \"sampled\"\nchosen_column = \"a\"\nrejected_column = \"b\"\n\
       mask_truncated_completions = true\nscale_rewards = \"none\"\ncompletion_column = \"c\"\n",
     ),
+    (
+        "no_effect_reward",
+        "algorithm = \"reward\"\nnum_generations = 4\nstop = [\"a\"]\nbeta = 0.1\neval_grader = \"reward\"\n\
+      label_smoothing = 0.1\n\n[[rewards]]\nname = \"exact_match\"\n",
+    ),
+    ("no_effect_of_centring", "algorithm = \"dpo\"\ncenter_rewards_coefficient = 0.01\n"),
+    ("centring_range", "algorithm = \"reward\"\ncenter_rewards_coefficient = -1\n"),
+    (
+        "reward_models",
+        "[[rewards]]\nname = \"model\"\n\n[[rewards]]\nname = \"model\"\nlabel = \"b\"\nmodel = \" \"\n\n\
+      [[rewards]]\nname = \"uppercase\"\nmodel = \"m\"\nrevision = \"main\"\n",
+    ),
     ("resume_is_a_config", "resume = \"configs/a.toml\"\n"),
     (
         "several_at_once",

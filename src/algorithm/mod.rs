@@ -9,13 +9,15 @@
 //! | aggregation | `aggregation` | terms of all tokens -> one scalar: the denominators |
 //!
 //! [`objective`] runs the three over the tokens of a micro-batch. Beside them stand [`supervised`], the objective of
-//! plain fine-tuning, and [`preference`], that of pairs of a better and a worse completion.
+//! plain fine-tuning, and those of pairs of a better and a worse completion: [`preference`], and `bradley_terry` for reward
+//! models.
 //!
 //! Nothing here touches a device, a file or a clock. The results are the loss and its analytic gradient with respect
 //! to each token's log-prob; the model's backward pass starts from there.
 
 pub mod advantage;
 mod aggregation;
+mod bradley_terry;
 mod entropy;
 pub mod kl;
 pub mod objective;
@@ -28,6 +30,7 @@ mod surrogate;
 
 pub use advantage::{AdvantageEstimator, Advantages, GroupStats, ScaleRewards, compute_advantages};
 pub use aggregation::{Denominators, LossType};
+pub use bradley_terry::{RewardObjective, RewardStats, compute_reward_objective};
 pub use entropy::entropy_threshold;
 pub use kl::{KlEstimator, subtract_kl_penalty};
 pub use objective::{Objective, ObjectiveConfig, TokenBatch, compute_objective};

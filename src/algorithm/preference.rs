@@ -177,13 +177,13 @@ fn compute_pair(margin: f64, config: &DpoConfig) -> (f64, f64) {
 }
 
 /// `log(1 + e^x) = -log sigmoid(-x)`, without overflow.
-fn softplus(x: f64) -> f64 {
+pub(super) fn softplus(x: f64) -> f64 {
     // f64::max would hide a NaN.
     (if x > 0.0 { x } else { 0.0 }) + (-x.abs()).exp().ln_1p()
 }
 
 /// `1 / (1 + e^-x)`.
-fn sigmoid(x: f64) -> f64 {
+pub(super) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 

@@ -45,6 +45,9 @@ pub struct CardResult {
     pub after: f64,
 }
 
+/// The algorithm whose models score texts instead of writing them.
+const REWARD: &str = "reward";
+
 /// The text of the card.
 #[must_use]
 pub fn model_card(facts: &CardFacts) -> String {
@@ -84,7 +87,8 @@ fn head(card: &mut String, facts: &CardFacts) {
         line(format!("license: {}", quote(license)));
     }
     line(format!("model_name: {}", quote(&facts.model_name)));
-    line("pipeline_tag: text-generation".into());
+    let task = if facts.algorithm == REWARD { "text-classification" } else { "text-generation" };
+    line(format!("pipeline_tag: {task}"));
     line("tags:".into());
     for tag in ["generated_from_trainer", &facts.algorithm, "candlewick"] {
         line(format!("- {}", quote(tag)));
@@ -96,7 +100,7 @@ fn head(card: &mut String, facts: &CardFacts) {
         line("  results:".into());
         for result in measured {
             line("  - task:".into());
-            line("      type: text-generation".into());
+            line(format!("      type: {task}"));
             line("    dataset:".into());
             line(format!("      name: {0}\n      type: {0}", quote(&result.dataset)));
             line("    metrics:".into());
@@ -108,19 +112,18 @@ fn head(card: &mut String, facts: &CardFacts) {
 fn body(card: &mut String, facts: &CardFacts) {
     let what = match &facts.base_model {
         Some(base) => format!("a fine-tuned version of [{base}](https://huggingface.co/{base})"),
+        None if facts.algorithm == REWARD => "a reward model".to_owned(),
         None => "a language model".to_owned(),
     };
     let data = if facts.datasets.is_empty() { String::new() } else { format!(" on {}", facts.datasets.join(", ")) };
-    let input = if facts.is_chat { r#"[{"role": "user", "content": "..."}]"# } else { r#""...""# };
     // Writing to a String cannot fail.
     let _ = write!(
         card,
         "# {name}\n\nThis model is {what}, trained{data} with candlewick.\n\n\
-         ## Quick start\n\n```python\nfrom transformers import pipeline\n\n\
-         generator = pipeline(\"text-generation\", model=\"PATH_OR_ID\")\n\
-         print(generator({input}, max_new_tokens=128, return_full_text=False)[0][\"generated_text\"])\n```\n\n\
+         ## Quick start\n\n```python\n{quick_start}```\n\n\
          ## Training procedure\n\n{method} {steps} optimizer steps were done.\n",
         name = facts.model_name,
+        quick_start = quick_start(facts),
         method = method(&facts.algorithm),
         steps = facts.steps,
     );
@@ -144,6 +147,33 @@ fn body(card: &mut String, facts: &CardFacts) {
             let _ = writeln!(card, "- {name}: {version}");
         }
     }
+}
+
+/// Python that uses the model.
+fn quick_start(facts: &CardFacts) -> String {
+    let messages = r#"[{"role": "user", "content": "..."}]"#;
+    if facts.algorithm == REWARD {
+        let turns = r#"[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]"#;
+        let text = if facts.is_chat {
+            format!("text = tokenizer.apply_chat_template({turns}, tokenize=False)")
+        } else {
+            "text = \"the prompt\" + \"the completion\"".to_owned()
+        };
+        return format!(
+            "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"PATH_OR_ID\")\n\
+             model = AutoModelForSequenceClassification.from_pretrained(\"PATH_OR_ID\")\n\
+             {text}\n\
+             inputs = tokenizer(text, add_special_tokens=False, return_tensors=\"pt\")\n\
+             print(model(**inputs).logits[0, 0].item())  # the higher, the better the completion\n"
+        );
+    }
+    let input = if facts.is_chat { messages } else { r#""...""# };
+    format!(
+        "from transformers import pipeline\n\n\
+         generator = pipeline(\"text-generation\", model=\"PATH_OR_ID\")\n\
+         print(generator({input}, max_new_tokens=128, return_full_text=False)[0][\"generated_text\"])\n"
+    )
 }
 
 /// A sentence on the algorithm with its paper.
@@ -178,6 +208,11 @@ fn method(algorithm: &str) -> String {
             "DPO (direct preference optimization)",
             "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
             "2305.18290",
+        ),
+        REWARD => (
+            "the Bradley-Terry objective on pairs of completions",
+            "Training language models to follow instructions with human feedback",
+            "2203.02155",
         ),
         "sft" => return "Trained by supervised fine-tuning on given completions.".into(),
         "pretrain" => return "Trained to predict the next token of a text.".into(),
@@ -223,6 +258,18 @@ mod tests {
         let card = model_card(&facts);
         assert!(card.starts_with("---\nlibrary_name: transformers\nmodel_name: \"x: \\\"y\\\"\"\n"), "{card}");
         assert!(!card.contains("Results") && !card.contains("model-index") && !card.contains("base_model"));
+    }
+
+    #[test]
+    fn a_reward_model_is_used_as_a_classifier() {
+        let facts = |is_chat| CardFacts { algorithm: "reward".into(), is_chat, ..CardFacts::default() };
+        let card = model_card(&facts(false));
+        assert!(card.contains("pipeline_tag: text-classification\n") && !card.contains("text-generation"), "{card}");
+        assert!(
+            card.contains("text = \"the prompt\" + \"the completion\"\n") && card.contains("arXiv:2203.02155"),
+            "{card}"
+        );
+        assert!(model_card(&facts(true)).contains("text = tokenizer.apply_chat_template([{\"role\""), "{card}");
     }
 
     #[test]

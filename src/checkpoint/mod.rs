@@ -8,6 +8,7 @@
 //! All functions that change an output directory expect the caller to hold its [`crate::io::DirLock`].
 
 mod card;
+mod classifier;
 mod commit;
 mod compatible;
 mod export;
@@ -19,6 +20,7 @@ mod tensors;
 mod trainer_state;
 
 pub use card::{CardFacts, CardResult, base_license, model_card};
+pub use classifier::classifier_config;
 pub use commit::{CheckpointDir, Found, Pending};
 pub use compatible::{Difference, RunIdentity, compare_identity, require_compatible};
 pub use export::{SHARD_BYTES, export_adapter, export_model};

@@ -21,7 +21,8 @@ enum DataVerb {
     #[command(after_help = "Examples:\n  candlewick data arithmetic sums.jsonl --rows 500 --split eval --seed 1\n  \
         candlewick data arithmetic train.jsonl --test-file test.jsonl --rows 64000 \\\n    \
         --digits 3 --zero-pad --operators + --prompt-template '{a}{op}{b}=' \\\n    \
-        --completion-template '{answer}'")]
+        --completion-template '{answer}'\n  \
+        candlewick data arithmetic pairs.jsonl --completion-template ' {answer}' --rejected-template ' {wrong}'")]
     Arithmetic(ArithmeticArgs),
 }
 
@@ -66,6 +67,10 @@ struct ArithmeticArgs {
     /// Text of a completion, with `{answer}`, for supervised fine-tuning; of several each row gets one. Repeatable.
     #[arg(long = "completion-template", value_name = "TEXT")]
     completion_templates: Vec<String>,
+    /// Text of a worse completion: rows are then pairs, with `chosen` and `rejected`. `{wrong}` is a wrong answer near the
+    /// right one; of several templates each row gets one. Repeatable.
+    #[arg(long = "rejected-template", value_name = "TEXT", requires = "completion_templates")]
+    rejected_templates: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -91,6 +96,7 @@ pub fn run(args: DataArgs) -> Result<ExitCode, Failure> {
                 repeat: args.repeat,
                 prompt_template: args.prompt_template,
                 completion_templates: args.completion_templates,
+                rejected_templates: args.rejected_templates,
             };
             let Some(test_file) = args.test_file else {
                 let rows = write_arithmetic(&args.path, &config)?;

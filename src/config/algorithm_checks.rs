@@ -39,7 +39,7 @@ fn group_of_one(config: &RunConfig) -> Option<Problem> {
         Algorithm::Dpo if config.samples_completions() => {
             "the best completion of a group is compared with its worst: a group of one has no pair"
         }
-        Algorithm::Dpo | Algorithm::Remax | Algorithm::Sft | Algorithm::Pretrain => return None,
+        Algorithm::Dpo | Algorithm::Remax | Algorithm::Reward | Algorithm::Sft | Algorithm::Pretrain => return None,
     };
     let name = config.algorithm.name();
     let message = format!("`num_generations` must be 2 or more with `algorithm = \"{name}\"`, not 1");

@@ -184,7 +184,7 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
     use Range::{Counts, Decay, Finite, Inside, Minority, NotNegative, Positive, Share, Unit};
     let c = config;
     let count = |n: usize| Some(n as f64);
-    let ranges: [(&'static str, Option<f64>, Range); 39] = [
+    let ranges: [(&'static str, Option<f64>, Range); 40] = [
         ("threads", c.threads.and_then(count), Counts),
         ("max_prompt_length", count(c.max_prompt_length), Counts),
         ("num_generations", count(c.num_generations), Counts),
@@ -210,6 +210,7 @@ fn out_of_range(config: &RunConfig) -> Vec<Problem> {
         ("entropy_coef", Some(c.entropy_coef), NotNegative),
         ("raft_min_reward", c.raft_min_reward, Finite),
         ("label_smoothing", Some(c.label_smoothing), Minority),
+        ("center_rewards_coefficient", c.center_rewards_coefficient, NotNegative),
         ("learning_rate", c.learning_rate, Positive),
         ("warmup_steps", Some(c.warmup_steps), NotNegative),
         ("adam_beta1", Some(c.adam_beta1), Decay),

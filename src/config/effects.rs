@@ -3,7 +3,7 @@
 //! One table; a setting that is not in it is always read. `checks.rs` makes errors of settings that were set and are
 //! not read, `show.rs` leaves them out of what it writes.
 
-use super::kinds::Algorithm::{self, Dpo, Grpo, Pretrain, Raft, ReinforcePlusPlus, Remax, Rloo, Sft};
+use super::kinds::Algorithm::{self, Dpo, Grpo, Pretrain, Raft, ReinforcePlusPlus, Remax, Reward, Rloo, Sft};
 use super::kinds::{DpoLossType, DpoPairs, ImportanceSamplingLevel, KlEstimator, LossType};
 use super::run_config::RunConfig;
 
@@ -24,7 +24,11 @@ const GROUPED: &[Algorithm] = &[Grpo, Rloo, ReinforcePlusPlus];
 /// Those that sample at all, be it to show what was learned.
 const WRITING: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Pretrain];
 /// Those that learn from rows: all but the one that learns a text.
-const ROWS: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft];
+const ROWS: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Reward, Sft];
+/// Those that learn from rows and grade what the model completes.
+const GRADED: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft];
+/// Those whose models write texts.
+const TEXTUAL: &[Algorithm] = &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft, Pretrain];
 
 /// A setting that is not always read.
 struct Effect {
@@ -128,17 +132,19 @@ const EFFECTS: &[Effect] = &[
     of("init", &[]).only(&[HAS_WEIGHTS]),
     of("revision", &[]).only(&[HAS_WEIGHTS]),
     of("eval_file", ROWS),
-    of("eval_grader", ROWS),
+    of("eval_grader", GRADED),
     of("prompt_column", ROWS).only(&[HAS_NO_TEMPLATE]),
     of("prompt_template", ROWS),
-    of("answer_column", ROWS),
-    of("answer_regex", ROWS),
+    of("answer_column", GRADED),
+    of("answer_regex", GRADED),
     of("system_prompt", ROWS),
     of("chat_template", ROWS),
     of("chat_template_kwargs", ROWS),
     of("on_bad_row", ROWS),
     of("max_prompt_length", ROWS),
-    of("rewards", ROWS).only(&[SCORES]),
+    of("rewards", GRADED).only(&[SCORES]),
+    of("stop", TEXTUAL),
+    of("rollout_slots", TEXTUAL),
     of("num_generations", SAMPLING).only(&[SAMPLES]),
     of("temperature", WRITING).only(&[SAMPLES]),
     of("top_p", WRITING).only(&[SAMPLES]),
@@ -171,8 +177,9 @@ const EFFECTS: &[Effect] = &[
     of("dpo_pairs", &[Dpo]),
     of("dpo_loss_type", &[Dpo]),
     of("label_smoothing", &[Dpo]).only(&[HAS_LABELS]),
-    of("chosen_column", &[Dpo]).only(&[READS_PAIRS]),
-    of("rejected_column", &[Dpo]).only(&[READS_PAIRS]),
+    of("center_rewards_coefficient", &[Reward]),
+    of("chosen_column", &[Dpo, Reward]).only(&[READS_PAIRS]),
+    of("rejected_column", &[Dpo, Reward]).only(&[READS_PAIRS]),
     of("completion_column", &[Sft]),
     of("completion_only_loss", &[Sft]),
     of("block_size", &[Pretrain]),
@@ -228,7 +235,7 @@ mod tests {
     /// Every setting, and the algorithms that read it in a configuration that says nothing else but what it depends on.
     const READ_BY: &[(&[Algorithm], &[&str])] = &[
         (
-            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft, Pretrain],
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Reward, Sft, Pretrain],
             &[
                 "algorithm",
                 "output_dir",
@@ -247,8 +254,6 @@ mod tests {
                 "train_file",
                 "shuffle",
                 "max_completion_length",
-                "stop",
-                "rollout_slots",
                 "learning_rate",
                 "lr_scheduler_type",
                 "warmup_steps",
@@ -274,23 +279,24 @@ mod tests {
             ],
         ),
         (
-            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft],
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Reward, Sft],
             &[
                 "eval_file",
-                "eval_grader",
                 "eval_max_rows",
                 "prompt_column",
                 "prompt_template",
-                "answer_column",
-                "answer_regex",
                 "system_prompt",
                 "chat_template",
                 "chat_template_kwargs",
                 "on_bad_row",
                 "max_prompt_length",
-                "rewards",
             ],
         ),
+        (
+            &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft],
+            &["eval_grader", "answer_column", "answer_regex", "rewards"],
+        ),
+        (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft, Pretrain], &["stop", "rollout_slots"]),
         (
             &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Pretrain],
             &["temperature", "top_p", "top_k", "min_p", "repetition_penalty"],
@@ -298,7 +304,9 @@ mod tests {
         (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo], &["num_generations", "log_completions"]),
         (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft], &["num_iterations", "mask_truncated_completions"]),
         (&[Grpo, Rloo, Remax, ReinforcePlusPlus, Dpo], &["beta"]),
-        (&[Dpo], &["dpo_pairs", "dpo_loss_type", "label_smoothing", "chosen_column", "rejected_column"]),
+        (&[Dpo], &["dpo_pairs", "dpo_loss_type", "label_smoothing"]),
+        (&[Dpo, Reward], &["chosen_column", "rejected_column"]),
+        (&[Reward], &["center_rewards_coefficient"]),
         (
             &[Grpo, Rloo, Remax, ReinforcePlusPlus],
             &[
@@ -337,7 +345,7 @@ mod tests {
             let mut rows = READ_BY.iter().filter(|(_, keys)| keys.contains(&field.name.as_str()));
             let (readers, _) = rows.next().unwrap_or_else(|| panic!("{} is not in the table", field.name));
             assert!(rows.next().is_none(), "{} twice", field.name);
-            for algorithm in [Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Sft, Pretrain] {
+            for algorithm in [Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Reward, Sft, Pretrain] {
                 // What settings depend on is as they need it.
                 let config = RunConfig {
                     algorithm,

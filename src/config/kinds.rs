@@ -29,6 +29,8 @@ pub enum Algorithm {
     Raft,
     /// Direct preference optimization (arXiv:2305.18290): learn the better completion of a pair against the worse.
     Dpo,
+    /// A reward model of pairs (Bradley-Terry): score the better completion of a pair above the worse.
+    Reward,
     /// Supervised fine-tuning on given completions.
     Sft,
     /// Learning to predict a text, token by token.
@@ -46,6 +48,7 @@ impl Algorithm {
             Self::ReinforcePlusPlus => "reinforce++",
             Self::Raft => "raft",
             Self::Dpo => "dpo",
+            Self::Reward => "reward",
             Self::Sft => "sft",
             Self::Pretrain => "pretrain",
         }

@@ -3,7 +3,7 @@
 //! Owns its keys, their defaults and what must hold between them; the comments make its part of the reference page.
 
 use super::checks::Problem;
-use super::kinds::{DeviceKind, Init};
+use super::kinds::{Algorithm, DeviceKind, Init};
 use super::run_config::RunConfig;
 use crate::model::{PeftConfig, TargetModules};
 use crate::ops::quantized::QuantFormat;
@@ -123,6 +123,11 @@ pub(super) fn problems(config: &RunConfig) -> Vec<Problem> {
     if lora.quantize_base.is_some() && config.device == DeviceKind::Cuda {
         let message = "`quantize_base` of `[lora]` works on the CPU only";
         found.push(Problem::new(&["lora", "device"], message).help("leave it out, or set `device = \"cpu\"`"));
+    }
+    if config.algorithm == Algorithm::Reward {
+        let message = "`[lora]` cannot be used with `algorithm = \"reward\"`: the score head is no part of an adapter";
+        found
+            .push(Problem::new(&["lora", "algorithm"], message).help("leave out `[lora]`: the whole model is trained"));
     }
     if config.sync_ref_model {
         let message = "`sync_ref_model` moves the reference, which with `[lora]` is the frozen model itself";

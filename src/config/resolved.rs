@@ -23,6 +23,7 @@ impl RunConfig {
         let of = |full: f64, adapter: f64| if self.lora.is_some() { adapter } else { full };
         self.learning_rate.unwrap_or(match self.algorithm {
             Algorithm::Sft => of(2e-5, 2e-4),
+            Algorithm::Reward => 1e-4,
             Algorithm::Pretrain => of(1e-3, 1e-3),
             _ => of(1e-6, 1e-5),
         })
@@ -35,7 +36,7 @@ impl RunConfig {
             Algorithm::Grpo | Algorithm::ReinforcePlusPlus => 0.04,
             Algorithm::Rloo => 0.05,
             Algorithm::Dpo => 0.1,
-            Algorithm::Remax | Algorithm::Raft | Algorithm::Sft | Algorithm::Pretrain => 0.0,
+            Algorithm::Remax | Algorithm::Raft | Algorithm::Reward | Algorithm::Sft | Algorithm::Pretrain => 0.0,
         })
     }
 
@@ -43,7 +44,7 @@ impl RunConfig {
     #[must_use]
     pub fn samples_completions(&self) -> bool {
         match self.algorithm {
-            Algorithm::Sft | Algorithm::Pretrain => false,
+            Algorithm::Reward | Algorithm::Sft | Algorithm::Pretrain => false,
             Algorithm::Dpo => self.dpo_pairs == DpoPairs::Sampled,
             _ => true,
         }
@@ -54,7 +55,7 @@ impl RunConfig {
     pub fn completions_per_prompt(&self) -> usize {
         match self.algorithm {
             _ if self.samples_completions() => self.num_generations,
-            Algorithm::Dpo => 2,
+            Algorithm::Dpo | Algorithm::Reward => 2,
             _ => 1,
         }
     }
@@ -73,7 +74,7 @@ impl RunConfig {
         self.epsilon_high.unwrap_or(default)
     }
 
-    /// Prompts that one optimizer step covers (`sft`: rows; `pretrain`: blocks).
+    /// Prompts that one optimizer step covers (`sft`, `reward`: rows; `pretrain`: blocks).
     #[must_use]
     pub fn prompts_per_optimizer_step(&self) -> usize {
         self.prompts_per_step.saturating_mul(self.gradient_accumulation_steps)

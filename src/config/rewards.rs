@@ -9,8 +9,9 @@ use super::kinds::EvalGrader;
 use super::names::nearest;
 use super::run_config::{RewardConfig, RunConfig};
 use crate::reward::{
-    DEFAULT_FORMAT, ExactMatch, Format, Labelled, LastInteger, Length, LetterCount, PerDigit, RegexReward,
-    RelativeDistance, RepetitionPenalty, Reward, RewardError, SoftOverlong, Uppercase, WeightedRewards,
+    DEFAULT_FORMAT, ExactMatch, Format, Labelled, LastInteger, Length, LetterCount, ModelReward, ModelRewardConfig,
+    PerDigit, RegexReward, RelativeDistance, RepetitionPenalty, Reward, RewardError, SoftOverlong, Uppercase,
+    WeightedRewards,
 };
 use std::sync::Arc;
 
@@ -144,6 +145,25 @@ pub(super) const KINDS: &[Kind] = &[
             Ok(Arc::new(SoftOverlong { max_completion_len, soft_punish_cache }))
         },
     },
+    Kind {
+        name: "model",
+        score: "what a reward model gives to prompt and completion: any number, the higher the better; of a text beyond its \
+                context it reads the end",
+        keys: &["model", "revision"],
+        make: |table, config| {
+            let model = required(table.model.as_ref(), "model", table)?.clone();
+            if model.trim().is_empty() {
+                return Err(Fault::new("model", "`model` is empty").help("name a folder or a Hub id (`org/name`)"));
+            }
+            Ok(Arc::new(ModelReward::new(ModelRewardConfig {
+                model,
+                revision: table.revision.clone(),
+                offline: config.offline,
+                chat_template_kwargs: config.chat_template_kwargs.clone(),
+                max_tokens: config.max_tokens_per_micro_batch,
+            })))
+        },
+    },
 ];
 
 /// What is wrong with one table.
@@ -196,6 +216,8 @@ fn given_keys(table: &RewardConfig) -> Vec<&'static str> {
         ("max_penalty", table.max_penalty.is_some()),
         ("max_completion_len", table.max_completion_len.is_some()),
         ("soft_punish_cache", table.soft_punish_cache.is_some()),
+        ("model", table.model.is_some()),
+        ("revision", table.revision.is_some()),
     ];
     given.into_iter().filter(|(_, is_given)| *is_given).map(|(key, _)| key).collect()
 }
@@ -326,6 +348,8 @@ mod tests {
             max_penalty: Some(0.0),
             max_completion_len: Some(1),
             soft_punish_cache: Some(1),
+            model: Some(String::new()),
+            revision: Some(String::new()),
             ..RewardConfig::default()
         };
         let given: BTreeSet<&str> = given_keys(&all_given).into_iter().chain(common).collect();
@@ -340,6 +364,7 @@ mod tests {
                 pattern: (kind.name == "regex").then(|| "a".to_owned()),
                 letter: (kind.name == "letter_count").then(|| "e".to_owned()),
                 soft_punish_cache: (kind.name == "soft_overlong").then_some(8),
+                model: (kind.name == "model").then(|| "folder".to_owned()),
                 ..table(kind.name)
             };
             let labelled = RewardConfig { label: Some("other".into()), weight: 0.5, ..table.clone() };

@@ -26,8 +26,8 @@ use std::path::PathBuf;
 pub struct RunConfig {
     // # Run
     /// How the model learns. From its own completions and their rewards: `grpo`, `rloo`, `remax`, `reinforce++` or
-    /// `raft`. From pairs of a better and a worse completion: `dpo`. From given completions: `sft`. To predict a text:
-    /// `pretrain`.
+    /// `raft`. From pairs of a better and a worse completion: `dpo`; or with `reward` it becomes a reward model, which
+    /// scores completions for the others. From given completions: `sft`. To predict a text: `pretrain`.
     /// Default `"grpo"`: it is what this program is for.
     pub algorithm: Algorithm,
     /// Folder that receives checkpoints, metrics and the final model. One run at a time may hold it.
@@ -97,9 +97,9 @@ pub struct RunConfig {
     pub answer_regex: Option<String>,
     /// Column with the completion to learn (`sft`). Default `"completion"`: as TRL.
     pub completion_column: String,
-    /// Column with the better completion of a pair (`dpo`). Default `"chosen"`: as TRL.
+    /// Column with the better completion of a pair (`dpo`, `reward`). Default `"chosen"`: as TRL.
     pub chosen_column: String,
-    /// Column with the worse completion of a pair (`dpo`). Default `"rejected"`: as TRL.
+    /// Column with the worse completion of a pair (`dpo`, `reward`). Default `"rejected"`: as TRL.
     pub rejected_column: String,
     /// System message put before the messages of each prompt that has none of its own; it makes plain prompts
     /// conversational. Default none: rows are taken as they are.
@@ -116,7 +116,8 @@ pub struct RunConfig {
     /// Shuffle the training rows anew in each epoch, by `seed`.
     /// Default `true`: neighbours in a file are often alike.
     pub shuffle: bool,
-    /// Longest prompt, in tokens, 1 or more. Rows with longer prompts are left out and counted.
+    /// Longest prompt, in tokens, 1 or more. Rows with longer prompts are left out and counted (`reward`: those where a
+    /// prompt with its completion is longer than this and `max_completion_length` together).
     /// Default `512`: as TRL.
     pub max_prompt_length: usize,
 
@@ -234,6 +235,11 @@ pub struct RunConfig {
     /// Probability that a pair is the wrong way round, 0 to below 0.5. Default `0.0`: as TRL.
     pub label_smoothing: f64,
 
+    // # Reward model
+    /// Weight of the square of a pair's summed scores, 0 or more: it keeps scores around 0 (arXiv:2312.09244 eq. 2).
+    /// Default none: the scores' level is free, as TRL, which recommends 0.01.
+    pub center_rewards_coefficient: Option<f64>,
+
     // # SFT
     /// Learn the completion only (`true`), or the prompt too (`false`).
     /// Default `true`: the prompt is given when the model is used.
@@ -254,8 +260,8 @@ pub struct RunConfig {
     pub sample_prompt: String,
 
     // # Optimizer
-    /// Step size of AdamW, above 0. Default none: `2e-5` for sft, `1e-3` for pretrain, whose models are small, `1e-6`
-    /// for every other algorithm, as TRL; ten times as much with `[lora]`, which wants more.
+    /// Step size of AdamW, above 0. Default none: `2e-5` for sft, `1e-4` for reward, `1e-3` for pretrain, whose models are
+    /// small, `1e-6` for every other algorithm, as TRL; ten times as much with `[lora]`, which wants more.
     pub learning_rate: Option<f64>,
     /// Course of the learning rate after the warm-up: `constant`, or to 0 as `linear` or `cosine`.
     /// Default `"linear"`: as transformers.
@@ -276,8 +282,8 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
 
     // # Batch and length
-    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`, and `dpo` from a
-    /// file: rows; `pretrain`: blocks).
+    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`, `reward`, and `dpo`
+    /// from a file: rows; `pretrain`: blocks).
     /// Default `8`: with the default group 64 completions.
     pub prompts_per_step: usize,
     /// Rollouts that share one optimizer step, 1 or more: it covers `prompts_per_step` times this many prompts.
@@ -362,6 +368,11 @@ pub struct RewardConfig {
     /// Tokens before `max_completion_len` over which the cost rises, 0 to `max_completion_len`.
     /// Default none: `soft_overlong` needs it.
     pub soft_punish_cache: Option<usize>,
+    /// The reward model: a folder or a Hub id (`org/name`) of a sequence classifier with one label, such as
+    /// `algorithm = "reward"` writes. Default none: the reward `model` needs one.
+    pub model: Option<String>,
+    /// Branch, tag or commit of its Hub id. Default none: the main branch.
+    pub revision: Option<String>,
 }
 
 impl Default for RewardConfig {
@@ -380,6 +391,8 @@ impl Default for RewardConfig {
             max_penalty: None,
             max_completion_len: None,
             soft_punish_cache: None,
+            model: None,
+            revision: None,
         }
     }
 }
@@ -459,6 +472,7 @@ impl Default for RunConfig {
             dpo_pairs: DpoPairs::default(),
             dpo_loss_type: DpoLossType::default(),
             label_smoothing: 0.0,
+            center_rewards_coefficient: None,
             completion_only_loss: true,
             block_size: 256,
             validation_fraction: 0.1,

@@ -134,6 +134,10 @@ pub struct ArithmeticConfig {
     /// Completions for supervised fine-tuning; each row gets one of them at random (one listed twice is twice as
     /// likely). Default: none, and rows have no completion.
     pub completion_templates: Vec<String>,
+    /// Worse completions: with them a row is a pair, whose better completion comes of `completion_templates` and whose
+    /// worse one of these, at random alike. Besides what other templates have, `{wrong}` is a wrong answer near the
+    /// right one. Default: none, and rows are no pairs.
+    pub rejected_templates: Vec<String>,
 }
 
 impl Default for ArithmeticConfig {
@@ -148,6 +152,7 @@ impl Default for ArithmeticConfig {
             repeat: false,
             prompt_template: "{a} {op} {b} =".to_string(),
             completion_templates: Vec::new(),
+            rejected_templates: Vec::new(),
         }
     }
 }
@@ -217,7 +222,8 @@ fn draw(config: &ArithmeticConfig, operands: u64) -> Result<Vec<Question>, DataE
 }
 
 /// Writes questions as JSONL, in one piece: `{"prompt": "12 + 7 =", "answer": "19"}`, with a `completion` between the
-/// two where there are completion templates.
+/// two where there are completion templates, and with `chosen` and `rejected` in its place where there are templates of
+/// worse completions.
 pub fn write_arithmetic(path: &Path, config: &ArithmeticConfig) -> Result<usize, DataError> {
     let questions = arithmetic(config)?;
     write_rows(path, &questions, config)?;
@@ -276,9 +282,20 @@ fn row_text(i: usize, question: &Question, config: &ArithmeticConfig) -> String 
     if templates.is_empty() {
         return json!({"prompt": prompt, "answer": answer}).to_string();
     }
-    let pick = below(config.seed, Stream::Data, [2, i as u64, 0, 0], templates.len() as u64) as usize;
-    json!({"prompt": prompt, "completion": question.fill(&templates[pick], width), "answer": answer}).to_string()
+    let draw =
+        |kind: u64, count: usize| below(config.seed, Stream::Data, [kind, i as u64, 0, 0], count as u64) as usize;
+    let completion = question.fill(&templates[draw(2, templates.len())], width);
+    if config.rejected_templates.is_empty() {
+        return json!({"prompt": prompt, "completion": completion, "answer": answer}).to_string();
+    }
+    let wrong = question.answer() + NEAR[draw(3, NEAR.len())];
+    let template = &config.rejected_templates[draw(4, config.rejected_templates.len())];
+    let rejected = question.fill(template, width).replace("{wrong}", &wrong.to_string());
+    json!({"prompt": prompt, "chosen": completion, "rejected": rejected, "answer": answer}).to_string()
 }
+
+/// How far a wrong answer is from the right one: a slip in counting, a forgotten carry.
+const NEAR: [i64; 10] = [-1, 1, -2, 2, -3, 3, -10, 10, -20, 20];
 
 fn check(config: &ArithmeticConfig) -> Result<(), DataError> {
     let bad = |what, got: String, expected| Err(DataError::BadSetting { what, got, expected });
@@ -296,6 +313,13 @@ fn check(config: &ArithmeticConfig) -> Result<(), DataError> {
     }
     if let Some(template) = config.completion_templates.iter().find(|template| !template.contains("{answer}")) {
         return bad("a completion template", format!("`{template}`"), "it needs `{answer}`");
+    }
+    let rejected = &config.rejected_templates;
+    if !rejected.is_empty() && config.completion_templates.is_empty() {
+        return bad("the completion template", "none".into(), "a pair needs a better completion too");
+    }
+    if let Some(template) = config.completion_templates.iter().find(|template| rejected.contains(*template)) {
+        return bad("a rejected template", format!("`{template}`"), "it is a completion template too");
     }
     Ok(())
 }
@@ -417,6 +441,37 @@ mod tests {
         assert_eq!(std::fs::read(&test).unwrap(), before, "a refused call writes nothing");
     }
 
+    /// The chosen completion has the answer; the rejected one a number near it, or the answer and then the question.
+    #[test]
+    fn pairs_prefer_the_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pairs.jsonl");
+        let config = ArithmeticConfig {
+            rows: 200,
+            completion_templates: vec![" {answer}".into()],
+            rejected_templates: vec![" {wrong}".into(), " {answer}, since {a} {op} {b}".into()],
+            ..ArithmeticConfig::default()
+        };
+        write_arithmetic(&path, &config).unwrap();
+        let pairs = super::super::RowsConfig { kind: super::super::RowKind::Pair, ..Default::default() };
+        let dataset = super::super::load_rows(&path, &pairs).unwrap();
+        let mut distances = HashSet::new();
+        for row in &dataset.rows {
+            let answer: i64 = row.columns.text("answer").unwrap().parse().unwrap();
+            let (chosen, rejected) = row.pair().unwrap();
+            assert_eq!(chosen, format!(" {answer}"));
+            match rejected.trim().parse::<i64>() {
+                Ok(wrong) => drop(distances.insert(wrong - answer)),
+                Err(_) => assert!(rejected.starts_with(&format!(" {answer}, since ")), "{rejected}"),
+            }
+        }
+        assert_eq!(distances, NEAR.into_iter().collect());
+        // Without pairs the same questions come in the same order.
+        let plain = ArithmeticConfig { rejected_templates: Vec::new(), ..config };
+        let prompts: Vec<&str> = dataset.rows.iter().map(|row| row.prompt.last_text()).collect();
+        assert!(arithmetic(&plain).unwrap().iter().map(|q| q.fill(&plain.prompt_template, 1)).eq(prompts));
+    }
+
     #[test]
     fn wrong_settings_are_refused() {
         let base = ArithmeticConfig::default();
@@ -425,7 +480,13 @@ mod tests {
             ArithmeticConfig { operators: vec![], ..base.clone() },
             ArithmeticConfig { max_operand: u32::MAX, ..base.clone() },
             ArithmeticConfig { prompt_template: "{a} =".into(), ..base.clone() },
-            ArithmeticConfig { completion_templates: vec!["{a}".into()], ..base },
+            ArithmeticConfig { completion_templates: vec!["{a}".into()], ..base.clone() },
+            ArithmeticConfig { rejected_templates: vec!["{wrong}".into()], ..base.clone() },
+            ArithmeticConfig {
+                completion_templates: vec!["{answer}".into()],
+                rejected_templates: vec!["{answer}".into()],
+                ..base
+            },
         ] {
             assert!(matches!(arithmetic(&config), Err(DataError::BadSetting { .. })));
         }

@@ -36,6 +36,18 @@ impl Family {
         }
     }
 
+    /// The name in `architectures` of a model for a task.
+    #[must_use]
+    pub fn architecture_for(self, task: Task) -> &'static str {
+        match (task, self) {
+            (Task::CausalLm, family) => family.architecture(),
+            (Task::SequenceClassification, Self::Llama) => "LlamaForSequenceClassification",
+            (Task::SequenceClassification, Self::Mistral) => "MistralForSequenceClassification",
+            (Task::SequenceClassification, Self::Qwen2) => "Qwen2ForSequenceClassification",
+            (Task::SequenceClassification, Self::Qwen3) => "Qwen3ForSequenceClassification",
+        }
+    }
+
     /// The name in `model_type`.
     #[must_use]
     pub fn model_type(self) -> &'static str {
@@ -46,6 +58,16 @@ impl Family {
             Self::Qwen3 => "qwen3",
         }
     }
+}
+
+/// What the head of a model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Task {
+    /// The log-probs of the next token: `...ForCausalLM`.
+    #[default]
+    CausalLm,
+    /// One score of a text, read at its last token: `...ForSequenceClassification` with one label, a reward model.
+    SequenceClassification,
 }
 
 /// How the rotary frequencies are stretched for longer contexts.
@@ -87,6 +109,7 @@ pub struct TensorSpec {
 #[allow(clippy::struct_excessive_bools, reason = "each is a yes or no of its own in config.json")]
 pub struct ModelConfig {
     pub family: Family,
+    pub task: Task,
     /// V: rows of the embedding.
     pub vocab_size: usize,
     /// D.
@@ -121,12 +144,20 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a language model's folder.
     ///
     /// # Errors
     /// [`ModelError::NotAFolder`], [`ModelError::MissingFile`], [`ModelError::Json`], or [`ModelError::Config`] with
     /// every problem of the file.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
+        Self::load_as(folder, Some(Task::CausalLm))
+    }
+
+    /// Reads `config.json` of the folder of a model for `task`; `None`: for any task that is known.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`].
+    pub fn load_as(folder: &Path, task: Option<Task>) -> Result<Self, ModelError> {
         if !folder.is_dir() {
             return Err(ModelError::NotAFolder { path: folder.to_owned() });
         }
@@ -134,21 +165,29 @@ impl ModelConfig {
         if !path.exists() {
             return Err(ModelError::MissingFile { folder: folder.to_owned(), file: "config.json".into() });
         }
-        Self::parse(&super::json::read_text(&path, MAX_CONFIG_BYTES)?, &path)
+        Self::parse_as(&super::json::read_text(&path, MAX_CONFIG_BYTES)?, &path, task)
     }
 
-    /// Reads the text of a `config.json`; `path` only names it in messages.
+    /// Reads the text of a language model's `config.json`; `path` only names it in messages.
     ///
     /// # Errors
     /// As [`ModelConfig::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ModelError> {
+        Self::parse_as(text, path, Some(Task::CausalLm))
+    }
+
+    /// As [`ModelConfig::parse`], of a model for `task`; `None`: for any task that is known.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::load`].
+    pub fn parse_as(text: &str, path: &Path, task: Option<Task>) -> Result<Self, ModelError> {
         let value = super::json::parse(text)
             .map_err(|error| ModelError::Json { path: path.to_owned(), message: error.to_string() })?;
         let failed = |problems| ModelError::Config { path: path.to_owned(), problems };
         let Some(object) = value.as_object() else {
             return Err(failed(vec![ConfigProblem::NotAnObject]));
         };
-        Reader::new(object).read().map_err(failed)
+        Reader::new(object, task).read().map_err(failed)
     }
 
     /// The rotary frequencies of a head, in radians a position, in f32 as transformers has them.
@@ -192,7 +231,8 @@ impl ModelConfig {
         }
     }
 
-    /// Every tensor of the model in checkpoint order: the embedding, the layers, the norm, the head unless it is tied.
+    /// Every tensor of the model in checkpoint order: the embedding, the layers, the norm, the head unless it is tied to
+    /// the embedding; a score has a head of its own.
     #[must_use]
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
@@ -226,8 +266,10 @@ impl ModelConfig {
             norm("post_attention_layernorm", hidden);
         }
         add("model.norm.weight".into(), &[hidden], Init::Ones);
-        if !self.tie_word_embeddings {
-            add("lm_head.weight".into(), &[self.vocab_size, hidden], Init::Normal);
+        match self.task {
+            Task::SequenceClassification => add("score.weight".into(), &[1, hidden], Init::Normal),
+            Task::CausalLm if self.tie_word_embeddings => {}
+            Task::CausalLm => add("lm_head.weight".into(), &[self.vocab_size, hidden], Init::Normal),
         }
         specs
     }

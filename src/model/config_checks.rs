@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Family, ModelConfig, RopeScaling};
+use super::config::{Family, ModelConfig, RopeScaling, Task};
 use super::error::ConfigProblem;
 
 /// The largest value of each size, far above any real model, far below an overflow of the products.
@@ -20,22 +20,25 @@ const MAX_PARAMETERS: u128 = 1 << 41;
 /// Reads the keys of one `config.json`, noting what is wrong and going on with a stand-in.
 pub(super) struct Reader<'a> {
     object: &'a Map<String, Value>,
+    /// What the model is wanted for; `None`: for any task.
+    wanted: Option<Task>,
     problems: Vec<ConfigProblem>,
     notices: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(object: &'a Map<String, Value>) -> Self {
-        Self { object, problems: Vec::new(), notices: Vec::new() }
+    pub(super) fn new(object: &'a Map<String, Value>, wanted: Option<Task>) -> Self {
+        Self { object, wanted, problems: Vec::new(), notices: Vec::new() }
     }
 
     /// The configuration, or everything that is wrong with it.
     pub(super) fn read(mut self) -> Result<ModelConfig, Vec<ConfigProblem>> {
         self.check_quantization();
         // Nothing else is worth saying about a model of a family that is not known.
-        let Some(family) = self.family() else {
+        let Some((family, task)) = self.family() else {
             return Err(self.problems);
         };
+        self.check_labels(task);
         self.check_unsupported();
         let vocab_size = self.required("vocab_size", MAX_VOCAB);
         let hidden_size = self.required("hidden_size", MAX_WIDTH);
@@ -49,6 +52,7 @@ impl<'a> Reader<'a> {
         let attention_bias = matches!(family, Family::Llama | Family::Qwen3) && self.flag("attention_bias", false);
         let config = ModelConfig {
             family,
+            task,
             vocab_size,
             hidden_size,
             intermediate_size,
@@ -145,9 +149,10 @@ impl<'a> Reader<'a> {
         self.problems.push(ConfigProblem::Quantized { method: method.to_owned() });
     }
 
-    /// The family by `architectures` and `model_type`, which must not contradict each other.
-    fn family(&mut self) -> Option<Family> {
-        let supported = || Family::ALL.map(Family::architecture).join(", ");
+    /// Family and task by `architectures` and `model_type`, which must not contradict each other.
+    fn family(&mut self) -> Option<(Family, Task)> {
+        let usual = self.wanted.unwrap_or_default();
+        let supported = || Family::ALL.map(|family| family.architecture_for(usual)).join(", ");
         let names: Vec<&str> = match self.value("architectures") {
             None => Vec::new(),
             Some(Value::Array(names)) if names.iter().all(Value::is_string) => {
@@ -167,7 +172,7 @@ impl<'a> Reader<'a> {
             }
         };
         let unknown = |found: String| ConfigProblem::Architecture { found, supported: supported() };
-        let family = if names.is_empty() {
+        let (family, task) = if names.is_empty() {
             let Some(name) = model_type else {
                 self.problems.push(ConfigProblem::Missing { key: "architectures".into() });
                 return None;
@@ -176,27 +181,46 @@ impl<'a> Reader<'a> {
             if family.is_none() {
                 self.problems.push(unknown(format!("of model_type {name:?}")));
             }
-            family?
+            (family?, usual)
         } else {
-            let family = Family::ALL.into_iter().find(|family| names.contains(&family.architecture()));
-            if family.is_none() {
+            let tasks = [Task::CausalLm, Task::SequenceClassification].into_iter();
+            let mut known = tasks.flat_map(|task| Family::ALL.map(|family| (family, task)));
+            let found = known.find(|(family, task)| names.contains(&family.architecture_for(*task)));
+            if found.is_none() {
                 self.problems.push(unknown(names.join(", ")));
             }
-            family?
+            found?
         };
+        if self.wanted.is_some_and(|wanted| wanted != task) {
+            let (found, wanted) = (family.architecture_for(task), family.architecture_for(usual));
+            self.problems.push(ConfigProblem::OtherTask { found, wanted });
+            return None;
+        }
         if let Some(model_type) = model_type
             && model_type != family.model_type()
         {
-            let architecture = family.architecture().to_owned();
+            let architecture = family.architecture_for(task).to_owned();
             self.problems.push(ConfigProblem::Conflict { architecture, model_type: model_type.to_owned() });
         }
         if self.value("auto_map").is_some() {
             self.notices.push(format!(
                 "config.json names code of its own (auto_map); it is not run, the built-in {} is used",
-                family.architecture()
+                family.architecture_for(task)
             ));
         }
-        Some(family)
+        Some((family, task))
+    }
+
+    /// A score is one number. Where the file does not count the labels, the shape of the head will tell.
+    fn check_labels(&mut self, task: Task) {
+        if task != Task::SequenceClassification {
+            return;
+        }
+        let named = self.value("id2label").and_then(Value::as_object).map(|labels| labels.len() as u64);
+        let counted = self.value("num_labels").and_then(Value::as_u64);
+        if let Some(labels) = [named, counted].into_iter().flatten().find(|labels| *labels != 1) {
+            self.problems.push(ConfigProblem::Labels { labels });
+        }
     }
 
     /// Settings that would change the forward pass and are not implemented.

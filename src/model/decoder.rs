@@ -11,7 +11,7 @@
 
 use super::adapter::Adapter;
 use super::params::Params;
-use super::{ModelConfig, ModelError};
+use super::{ModelConfig, ModelError, Task};
 use crate::ops::Weight;
 use crate::ops::attention::{Context, Contexts, Heads, Segment, attention, attention_backward, contexts, parts};
 use crate::ops::elementwise::{add_into, silu_mul, silu_mul_backward};
@@ -118,7 +118,7 @@ enum Way<'a> {
     Cached { cache: &'a KvCache, rows: &'a RowNumbers<'a> },
 }
 
-/// A pretrained causal language model without its head.
+/// A pretrained model without its head, which is kept beside it.
 #[derive(Debug)]
 pub struct Decoder {
     pub(super) config: ModelConfig,
@@ -146,7 +146,11 @@ impl Decoder {
             .map(|index| layer(&config, &params, adapter.as_ref(), index))
             .collect::<std::result::Result<_, _>>()?;
         let embed = params.weight("model.embed_tokens.weight")?;
-        let head = if config.tie_word_embeddings { embed.clone() } else { params.weight("lm_head.weight")? };
+        let head = match config.task {
+            Task::SequenceClassification => params.weight("score.weight")?,
+            Task::CausalLm if config.tie_word_embeddings => embed.clone(),
+            Task::CausalLm => params.weight("lm_head.weight")?,
+        };
         let heads = Heads {
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
@@ -199,7 +203,7 @@ impl Decoder {
         self.adapter.as_ref().map_or(&self.params, Adapter::params)
     }
 
-    /// The output weight `[V, D]`; the embedding where the two are tied.
+    /// The output weight `[V, D]`, the embedding where the two are tied; of a reward model the score head `[1, D]`.
     #[must_use]
     pub fn head(&self) -> &Weight {
         &self.head

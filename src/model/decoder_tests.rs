@@ -16,6 +16,7 @@ fn config(family: Family) -> ModelConfig {
     let qwen3 = family == Family::Qwen3;
     ModelConfig {
         family,
+        task: Task::CausalLm,
         vocab_size: 29,
         hidden_size: 20,
         intermediate_size: 33,

@@ -87,6 +87,10 @@ pub enum ConfigProblem {
     Architecture { found: String, supported: String },
     #[error("architecture {architecture} does not belong to model_type {model_type:?}")]
     Conflict { architecture: String, model_type: String },
+    #[error("architecture {found} is {}; a {wanted} is needed", described(found))]
+    OtherTask { found: &'static str, wanted: &'static str },
+    #[error("the model has {labels} labels; a reward model has one")]
+    Labels { labels: u64 },
     #[error("{key} = {value} is not supported; supported: {supported}")]
     Unsupported { key: String, value: String, supported: String },
     #[error("the model is quantized with {method}; training needs full-precision weights")]
@@ -143,6 +147,19 @@ pub enum TensorProblem {
     Twice { name: String, first: String, second: String },
     #[error("lm_head.weight differs from model.embed_tokens.weight although tie_word_embeddings is true")]
     TiedHeadDiffers,
+}
+
+/// What a model of an architecture does.
+fn described(architecture: &str) -> &'static str {
+    if is_classifier(architecture) {
+        "a sequence classifier, which scores texts and cannot write any"
+    } else {
+        "a language model, which has no score head"
+    }
+}
+
+fn is_classifier(architecture: &str) -> bool {
+    architecture.ends_with("ForSequenceClassification")
 }
 
 /// One problem reads as a sentence, several as a list with a line each.
@@ -203,6 +220,14 @@ fn config_hint(problems: &[ConfigProblem]) -> Option<String> {
     problems.iter().find_map(|problem| {
         let text = match problem {
             ConfigProblem::Architecture { .. } => "Choose a model of a supported family.",
+            ConfigProblem::OtherTask { found, .. } if is_classifier(found) => {
+                "Name a language model; this one can be the `model` of a `[[rewards]]` table with `name = \"model\"`, or the \
+                 start of `algorithm = \"reward\"`."
+            }
+            ConfigProblem::OtherTask { .. } => {
+                "Name a reward model; `algorithm = \"reward\"` makes one of a language model and pairs of completions."
+            }
+            ConfigProblem::Labels { .. } => "Choose a reward model: a sequence classifier with one label.",
             ConfigProblem::Quantized { .. } => "Use the repository with the original bf16 or f32 weights.",
             ConfigProblem::NotAnObject | ConfigProblem::Missing { .. } | ConfigProblem::Type { .. } => {
                 "Restore config.json from the original model."
@@ -221,6 +246,12 @@ fn tensor_hint(problems: &[TensorProblem]) -> Option<String> {
             }
             TensorProblem::Missing { name } if name == "lm_head.weight" => {
                 "If the head shares the embedding, set \"tie_word_embeddings\": true in config.json."
+            }
+            TensorProblem::Missing { name } if name == "score.weight" => {
+                "Name the folder of a trained reward model: this one says that it is one, but its files have no score head."
+            }
+            TensorProblem::Shape { name, .. } if name == "score.weight" => {
+                "Choose a reward model: a sequence classifier with one label."
             }
             TensorProblem::Unexpected { name } if name.contains("lora_") => {
                 "This is a LoRA adapter without its adapter_config.json: add that file of the adapter to the folder."

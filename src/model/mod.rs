@@ -14,14 +14,16 @@ pub mod json;
 pub mod params;
 pub mod peft;
 mod recorded;
+mod scoring;
 pub mod weights;
 
 pub use adapter::Adapter;
-pub use config::{Family, Init, ModelConfig, RopeScaling, TensorSpec};
+pub use config::{Family, Init, ModelConfig, RopeScaling, Task, TensorSpec};
 pub use decoder::{Decoder, KvCache, PackedTokens, Recorder};
 pub use decoding::{DecodingModel, NewTokens};
 pub use error::{ConfigProblem, HeaderProblem, ModelError, TensorProblem};
 pub use params::{Param, Params};
 pub use peft::{PeftConfig, TargetModules};
 pub use recorded::RecordedModel;
-pub use weights::{LoadedTensor, SavedDtype, init_weights, load_weights, load_weights_with};
+pub use scoring::{ScoreBatch, score_groups};
+pub use weights::{LoadedTensor, SavedDtype, init_weights, load_reward_weights, load_weights, load_weights_with};

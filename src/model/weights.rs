@@ -14,7 +14,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::config::{Init, ModelConfig, TensorSpec};
+use super::config::{Init, ModelConfig, Task, TensorSpec};
 use super::error::{ModelError, TensorProblem};
 use super::header::{self, Entry};
 use crate::rng::{self, Stream};
@@ -115,7 +115,12 @@ pub fn load_weights_with<T: Send>(
             None => problems.push(TensorProblem::Missing { name: spec.name }),
         }
     }
-    let tied_head = if config.tie_word_embeddings { stored.remove(HEAD) } else { None };
+    let tied_head = match config.task {
+        Task::CausalLm if config.tie_word_embeddings => stored.remove(HEAD),
+        // A head for tokens that was left in the file of a reward model is not used.
+        Task::SequenceClassification => stored.remove(HEAD).and(None),
+        Task::CausalLm => None,
+    };
     stored.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
     problems.extend(stored.into_keys().map(|name| TensorProblem::Unexpected { name }));
     let mismatch = |problems| ModelError::Tensors { folder: folder.to_owned(), problems };
@@ -147,22 +152,42 @@ pub fn load_weights_with<T: Send>(
 /// Every value is named by `(seed, tensor, element)`: the same on every machine and thread count.
 #[must_use]
 pub fn init_weights(config: &ModelConfig, seed: u64) -> Vec<LoadedTensor> {
-    let draw = |(index, spec): (usize, TensorSpec)| {
-        let elements: usize = spec.shape.iter().product();
-        let data = match spec.init {
-            Init::Zeros => vec![0.0; elements],
-            Init::Ones => vec![1.0; elements],
-            Init::Normal => (0..elements)
-                .into_par_iter()
-                .map(|element| {
-                    let z = rng::normal(seed, Stream::Init, [index as u64, element as u64, 0, 0]);
-                    (z * config.initializer_range) as f32
-                })
-                .collect(),
-        };
-        LoadedTensor { name: spec.name, shape: spec.shape, data }
+    let specs = config.tensors().into_iter().enumerate();
+    specs.map(|(index, spec)| draw(index, spec, config.initializer_range, seed)).collect()
+}
+
+/// The first values of tensor `index` of a model.
+fn draw(index: usize, spec: TensorSpec, initializer_range: f64, seed: u64) -> LoadedTensor {
+    let elements: usize = spec.shape.iter().product();
+    let data = match spec.init {
+        Init::Zeros => vec![0.0; elements],
+        Init::Ones => vec![1.0; elements],
+        Init::Normal => (0..elements)
+            .into_par_iter()
+            .map(|element| {
+                let z = rng::normal(seed, Stream::Init, [index as u64, element as u64, 0, 0]);
+                (z * initializer_range) as f32
+            })
+            .collect(),
     };
-    config.tensors().into_iter().enumerate().map(draw).collect()
+    LoadedTensor { name: spec.name, shape: spec.shape, data }
+}
+
+/// Reads the weights of a reward model, or makes them of those of a language model: its head is left out, and the head
+/// for scores is drawn from `seed` as in [`init_weights`].
+///
+/// # Errors
+/// As [`load_weights`], and where the folder holds neither.
+pub fn load_reward_weights(folder: &Path, seed: u64) -> Result<(Vec<LoadedTensor>, SavedDtype), ModelError> {
+    let found = ModelConfig::load_as(folder, None)?;
+    let (mut tensors, dtype) = load_weights(folder, &found)?;
+    if found.task == Task::CausalLm {
+        let config = ModelConfig { task: Task::SequenceClassification, ..found };
+        tensors.retain(|tensor| tensor.name != HEAD);
+        let fresh = config.tensors().into_iter().enumerate().skip(tensors.len());
+        tensors.extend(fresh.map(|(index, spec)| draw(index, spec, config.initializer_range, seed)));
+    }
+    Ok((tensors, dtype))
 }
 
 /// A tensor that lies in a file.

@@ -26,6 +26,7 @@ pub mod matmul;
 pub mod quantized;
 pub mod rms_norm;
 pub mod rope;
+pub mod score;
 pub(crate) mod simd;
 pub(crate) mod storage;
 #[cfg(test)]

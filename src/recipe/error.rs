@@ -27,6 +27,9 @@ pub enum RecipeError {
     /// Not one of the examples fits.
     #[error("{}: no row is left: {left_out} are empty, longer than max_prompt_length or max_completion_length, or than the model's context", path.display())]
     NoExamples { path: PathBuf, left_out: usize },
+    /// Not one of the pairs fits.
+    #[error("{}: no pair is left: {left_out} are empty, longer than {max_length} tokens, or of equal tokens", path.display())]
+    NoPairs { path: PathBuf, left_out: usize, max_length: usize },
     /// The tokenizer has more tokens than the model.
     #[error("the tokenizer has {tokenizer} tokens and the model's embedding only {model}")]
     Vocabulary { tokenizer: usize, model: usize },
@@ -160,6 +163,10 @@ impl Diagnose for RecipeError {
                 "Shorten the prompts, or take a model with a longer context."
             }
             Self::NoRows { limit: PromptLimit::Setting(_), .. } => "Raise `max_prompt_length`, or shorten the prompts.",
+            Self::NoPairs { .. } => {
+                "Raise `max_prompt_length` and `max_completion_length`, which bound prompt and completion together, or take a \
+                 model with a longer context."
+            }
             Self::NoExamples { .. } => "Raise `max_prompt_length` and `max_completion_length`.",
             Self::Vocabulary { .. } => "Take tokenizer and weights from the same model.",
             Self::Dtype { .. } => "Leave `dtype` at \"auto\", which is f32 on the CPU.",
@@ -195,6 +202,7 @@ impl Diagnose for RecipeError {
         match self {
             Self::NoRows { .. }
             | Self::NoExamples { .. }
+            | Self::NoPairs { .. }
             | Self::TooShort { .. }
             | Self::MissingCharacters { .. }
             | Self::Conversation { .. } => Exit::Data,

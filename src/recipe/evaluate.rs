@@ -128,6 +128,7 @@ pub fn evaluate(
     let all_rows = data.rows.len();
     data.rows.truncate(options.num_rows.unwrap_or(usize::MAX));
     let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
+    rewards.check()?;
     rewards.check_rows(&data.rows)?;
     grader.check_rows(&data.rows)?;
     let rows = data.rows.clone();
@@ -140,6 +141,7 @@ pub fn evaluate(
         slots: settings.rollout_slots,
         seed: settings.seed,
     };
+    rewards.prepare(&compute)?;
     let (decoder, _) = model.decoder(&compute, false)?;
     let samples = run_eval(&decoder, &model.tokenizer, &prompts, &rewards, &grader, &config, observer)?;
     let names: Vec<String> = rewards.names().map(str::to_owned).collect();

@@ -2,13 +2,14 @@
 
 use super::RecipeError;
 use super::corpus::{Corpus, sample_prompt};
-use super::parts::{LoadedModel, PromptLimit, load_data, load_model, prepare, sampling};
+use super::parts::{LoadedModel, PromptLimit, load_data, load_model_as, prepare, sampling};
+use super::reward_model;
 use super::start::TrainingData;
-use crate::config::RunConfig;
+use crate::config::{Algorithm, RunConfig};
 use crate::data::RowKind;
 use crate::device::Compute;
 use crate::eval::{EvalConfig, Grader, compute_perplexity, run_eval, summarize};
-use crate::model::Decoder;
+use crate::model::{Decoder, Task};
 use crate::reward::WeightedRewards;
 use crate::rollout::{Engine, RolloutRequest, SamplingConfig};
 use crate::telemetry::{EvalFigures, StepMetrics};
@@ -30,6 +31,7 @@ pub(super) fn evaluator(
 ) -> Result<Option<Arc<Evaluator>>, RecipeError> {
     match data {
         TrainingData::Text(corpus) => on_text(settings, model, corpus),
+        TrainingData::Rows(_) if settings.algorithm == Algorithm::Reward => reward_model::evaluator(settings, model),
         TrainingData::Rows(_) => on_rows(settings, model, rewards, grader),
     }
 }
@@ -154,9 +156,14 @@ impl Writer {
     }
 }
 
-/// Reads a written model folder back and evaluates that.
-pub(super) fn evaluate_folder(folder: &Path, compute: &Compute, evaluate: &Evaluator) -> Result<Evaluated, TrainError> {
-    let model = load_model(&folder.to_string_lossy(), None, true, None).map_err(TrainError::other)?;
+/// Reads the written folder of a model for `task` back and evaluates that.
+pub(super) fn evaluate_folder(
+    folder: &Path,
+    task: Task,
+    compute: &Compute,
+    evaluate: &Evaluator,
+) -> Result<Evaluated, TrainError> {
+    let model = load_model_as(&folder.to_string_lossy(), None, true, None, Some(task)).map_err(TrainError::other)?;
     let (decoder, _) = model.decoder(compute, false).map_err(TrainError::other)?;
     evaluate(&decoder)
 }

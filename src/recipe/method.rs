@@ -2,6 +2,7 @@
 
 use super::RecipeError;
 use super::parts::{LoadedModel, PromptLimit, example_config, max_steps, prepare, sampling};
+use super::reward_model;
 use super::start::TrainingData;
 use crate::algorithm::{
     AdvantageEstimator, DpoConfig, ImportanceSamplingLevel, KlEstimator, LossType, ObjectiveConfig,
@@ -33,6 +34,9 @@ pub(super) fn method(
             return Ok(supervised(settings, examples));
         }
     };
+    if settings.algorithm == Algorithm::Reward {
+        return reward_model::method(settings, model, &data);
+    }
     if settings.algorithm == Algorithm::Dpo {
         return preferences(settings, model, data, rewards, reference);
     }

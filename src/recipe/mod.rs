@@ -17,6 +17,7 @@ mod method;
 mod parts;
 mod plan;
 mod policy;
+mod reward_model;
 mod start;
 mod train;
 

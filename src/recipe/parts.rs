@@ -9,7 +9,8 @@ use crate::hub::{Resolved, resolve};
 use crate::model::adapter::{init_adapter, load_adapter};
 use crate::model::peft::PEFT_CONFIG;
 use crate::model::{
-    Adapter, Decoder, ModelConfig, Param, Params, PeftConfig, SavedDtype, init_weights, load_weights, load_weights_with,
+    Adapter, Decoder, ModelConfig, Param, Params, PeftConfig, SavedDtype, Task, init_weights, load_reward_weights,
+    load_weights, load_weights_with,
 };
 use crate::ops::quantized::QuantFormat;
 use crate::reward::{ExactMatch, LastInteger, WeightedRewards};
@@ -55,6 +56,17 @@ pub fn load_model(
     offline: bool,
     chat_template: Option<&str>,
 ) -> Result<LoadedModel, RecipeError> {
+    load_model_as(model, revision, offline, chat_template, Some(Task::CausalLm))
+}
+
+/// As [`load_model`], of a model for `task`; `None`: for any.
+pub(super) fn load_model_as(
+    model: &str,
+    revision: Option<&str>,
+    offline: bool,
+    chat_template: Option<&str>,
+    task: Option<Task>,
+) -> Result<LoadedModel, RecipeError> {
     let find = |model: &str, revision| resolve(model, revision, offline, &|message| tracing::info!("{message}"));
     let mut resolved = find(model, revision)?;
     let mut adapter = None;
@@ -68,7 +80,7 @@ pub fn load_model(
         resolved = find(&base, config.revision.as_deref()).map_err(failed)?;
         adapter = Some(AdapterFolder { folder, config });
     }
-    let config = ModelConfig::load(&resolved.folder)?;
+    let config = ModelConfig::load_as(&resolved.folder, task)?;
     config.notices.iter().for_each(|notice| tracing::warn!("{notice}"));
     let tokenizer = Tokenizer::load(&resolved.folder)?;
     if tokenizer.vocab_size() > config.vocab_size {
@@ -137,6 +149,16 @@ impl LoadedModel {
         };
         let adapter = Adapter::new(config, maps, tensors, compute, true)?;
         Ok(self.frozen_decoder(compute, format)?.0.with_adapter(adapter)?)
+    }
+
+    /// As [`LoadedModel::decoder`], of a reward model: a language model gets a score head drawn from the seed.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::decoder`].
+    pub fn reward_decoder(&self, seed: u64, compute: &Compute) -> Result<(Decoder, SavedDtype), RecipeError> {
+        let (tensors, saved) = load_reward_weights(&self.resolved.folder, seed)?;
+        let params = Params::new(tensors, compute, true)?;
+        Ok((Decoder::new(self.config.clone(), params)?, saved))
     }
 
     /// A decoder with weights drawn from the seed; with `trainable`, they get gradient buffers.

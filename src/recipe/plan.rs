@@ -6,6 +6,7 @@ use super::memory::Memory;
 use super::method::pairs;
 use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare};
 use super::policy::adapter;
+use super::reward_model::ranked_pairs;
 use super::start::{Start, TrainingData};
 use crate::batch::blocks;
 use crate::config::{Algorithm, RunConfig};
@@ -58,6 +59,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let (rewards, grader) = graders(settings, None)?;
     let compute = check_device(settings)?;
+    rewards.check()?;
     let Start { model, data, .. } = Start::new(settings)?;
     adapter(settings, &model)?;
     let path = Path::new(&settings.train_file);
@@ -82,6 +84,13 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
             let first = &pairs[0].prompt_ids;
             (pairs.len(), model.tokenizer.decode_with_special(first)?, first.clone(), longest)
         }
+        TrainingData::Rows(data) if settings.algorithm == Algorithm::Reward => {
+            let pairs = ranked_pairs(settings, &model, path, &data)?;
+            let longest =
+                pairs.iter().map(|pair| pair.chosen_ids.len().max(pair.rejected_ids.len())).max().unwrap_or(0);
+            let first = &pairs[0].chosen_ids;
+            (pairs.len(), model.tokenizer.decode_with_special(first)?, first.clone(), longest)
+        }
         TrainingData::Rows(data) => first_example(settings, &model, path, &data)?,
     };
     let num_generations = settings.completions_per_prompt();
@@ -89,10 +98,16 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     let longest_completion = match settings.algorithm {
         // A block's last token is not run.
         Algorithm::Pretrain => settings.block_size - 1,
+        // Whole texts: one stands for the longest prompt, the other for its completion.
+        Algorithm::Reward => longest_prompt,
         _ => settings.max_completion_length.min(model.config.max_position_embeddings),
     };
     // A pair is all that is learned of a group.
-    let num_learned = if settings.algorithm == Algorithm::Dpo { 2 } else { num_generations };
+    let num_learned = match settings.algorithm {
+        Algorithm::Dpo => 2,
+        Algorithm::Reward => 1,
+        _ => num_generations,
+    };
     let max_tokens_per_step = prompts_per_step * (longest_prompt + num_learned * longest_completion);
     let budget = settings.max_tokens_per_micro_batch;
     Ok(Plan {

@@ -4,7 +4,7 @@ use super::RecipeError;
 use super::memory::Memory;
 use super::parts::LoadedModel;
 use crate::checkpoint::{SHARD_BYTES, export_adapter, export_model};
-use crate::config::{Init, LoraConfig, RunConfig, SaveDtype};
+use crate::config::{Algorithm, Init, LoraConfig, RunConfig, SaveDtype};
 use crate::device::Compute;
 use crate::model::{Decoder, Params, PeftConfig, SavedDtype};
 use crate::optim::{AdamWConfig, LrSchedule, warmup_steps};
@@ -89,6 +89,9 @@ impl StartPolicy {
                     return Err(RecipeError::Blocks { map });
                 }
                 (model.with_trained_adapter(config, format, settings.seed, compute)?, SavedDtype::F32)
+            }
+            (None, Init::Pretrained) if settings.algorithm == Algorithm::Reward => {
+                model.reward_decoder(settings.seed, compute)?
             }
             (None, Init::Pretrained) => model.decoder(compute, true)?,
             (None, Init::Random) => (model.random_decoder(settings.seed, compute, true)?, SavedDtype::F32),

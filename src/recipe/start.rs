@@ -3,9 +3,10 @@
 use super::RecipeError;
 use super::base::BaseFolder;
 use super::corpus::Corpus;
-use super::parts::{LoadedModel, load_data, load_model};
+use super::parts::{LoadedModel, load_data, load_model, load_model_as};
 use crate::config::{Algorithm, DpoPairs, RunConfig, TokenizerKind};
 use crate::data::{Dataset, RowKind, TextFile, load_text};
+use crate::model::Task;
 use crate::text::Prompt;
 use std::path::Path;
 
@@ -47,7 +48,13 @@ impl Start {
         let (model, file, base) = match &settings.architecture {
             None => {
                 let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
-                let model = load_model(&settings.model, revision, settings.offline, template)?;
+                // A reward model starts from a language model or from another reward model.
+                let is_reward = settings.algorithm == Algorithm::Reward;
+                let task = (!is_reward).then_some(Task::CausalLm);
+                let mut model = load_model_as(&settings.model, revision, settings.offline, template, task)?;
+                if is_reward {
+                    model.config.task = Task::SequenceClassification;
+                }
                 (model, read(settings)?, None)
             }
             Some(architecture) => {
@@ -74,6 +81,7 @@ fn read(settings: &RunConfig) -> Result<File, RecipeError> {
     Ok(match settings.algorithm {
         Algorithm::Sft => File::Rows(load_data(path, settings, RowKind::Completion)?),
         Algorithm::Pretrain => File::Text(load_text(path)?),
+        Algorithm::Reward => File::Rows(load_data(path, settings, RowKind::Pair)?),
         Algorithm::Dpo if settings.dpo_pairs == DpoPairs::File => File::Rows(load_data(path, settings, RowKind::Pair)?),
         _ => File::Rows(load_data(path, settings, RowKind::Prompt)?),
     })

@@ -1,10 +1,11 @@
 //! A whole training run: find, check, load, train, write, evaluate what was written.
 
 use super::RecipeError;
-use super::evaluator::{evaluate_folder, evaluator};
+use super::evaluator::{Evaluator, evaluate_folder, evaluator};
 use super::method::method;
 use super::parts::{LoadedModel, check_device, graders};
 use super::policy::{StartPolicy, adapter};
+use super::reward_model;
 use super::start::{Start, TrainingData};
 use crate::checkpoint::{
     CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SavedRollouts, TrainerState,
@@ -19,6 +20,7 @@ use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, MetricS
 use crate::trainer::run::Evaluate;
 use crate::trainer::{Outcome, RunSettings, Trainer, restore, restore_reference, stop::StopSignal};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What a run takes beside its settings; the default is right for most library users.
@@ -56,6 +58,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let (rewards, grader) = graders(settings, own.as_ref())?;
     let started = Instant::now();
     let compute = check_device(settings)?;
+    rewards.check()?;
     let Start { mut model, data, base } = Start::new(settings)?;
     let adapter = adapter(settings, &model)?;
     let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
@@ -68,10 +71,14 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
     }
 
+    rewards.prepare(&compute)?;
     let start = StartPolicy::load(settings, &model, adapter.as_ref(), &compute)?;
     let reference = || start.reference(settings, &model, &compute);
     let (mut method, max_steps) = method(settings, &model, data, rewards, reference)?;
-    let write_model = start.writer(settings, &model, adapter);
+    let mut write_model = start.writer(settings, &model, adapter);
+    if settings.algorithm == Algorithm::Reward {
+        write_model = reward_model::writer(settings, &model, write_model)?;
+    }
     let mut policy = start.into_policy(settings, max_steps)?;
     let mut state = TrainingState::start(identity.clone());
     let mut history = TrainerState::new();
@@ -118,9 +125,10 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     trainer.console.finish();
     let mut after = None;
     if outcome == Outcome::Finished {
+        let (task, found_by) = (model.config.task, evaluate);
         let finish = |folder: &Path| {
-            let found =
-                evaluate.as_ref().map(|evaluate| evaluate_folder(folder, &compute, evaluate.as_ref())).transpose()?;
+            let evaluate = |evaluate: &Arc<Evaluator>| evaluate_folder(folder, task, &compute, evaluate.as_ref());
+            let found = found_by.as_ref().map(evaluate).transpose()?;
             let card = card(settings, &model, &trainer.state, found.as_ref().map(|found| found.figures));
             write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
             Ok(found)
@@ -292,6 +300,9 @@ fn next_command(settings: &RunConfig, outcome: Outcome) -> String {
     let output = settings.output_dir.display();
     match (outcome, &settings.eval_file) {
         (Outcome::Interrupted(_), _) => "the same command with --resume auto goes on".to_owned(),
+        (Outcome::Finished, _) if settings.algorithm == Algorithm::Reward => {
+            format!("a [[rewards]] table with name = \"model\" and model = \"{output}\"")
+        }
         (Outcome::Finished, Some(file)) => {
             format!("candlewick eval {output} --data {file} --num-samples 4 --temperature 1")
         }

@@ -3,6 +3,7 @@
 use super::error::RewardError;
 use super::{Reward, RewardInput, TokenScores};
 use crate::data::Columns;
+use crate::device::Compute;
 use std::sync::Arc;
 
 /// A reward made of a closure.
@@ -100,6 +101,14 @@ impl Labelled {
 impl Reward for Labelled {
     fn name(&self) -> &str {
         &self.label
+    }
+
+    fn check(&self) -> Result<(), RewardError> {
+        self.reward.check().map_err(|error| self.relabel(error))
+    }
+
+    fn prepare(&self, compute: &Compute) -> Result<(), RewardError> {
+        self.reward.prepare(compute).map_err(|error| self.relabel(error))
     }
 
     fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {

@@ -22,6 +22,16 @@ pub enum RewardError {
         "the reward `{reward}` gave {given} token {what} for a completion of line {line}, which has {tokens} tokens"
     )]
     TokenCount { reward: String, line: usize, what: &'static str, given: usize, tokens: usize },
+    #[error("the reward model {model} cannot be used: {reason}")]
+    Model { model: String, reason: Box<dyn Diagnose> },
+    #[error(
+        "the reward model {model} cannot be used: its tokenizer has {tokenizer} tokens and its embedding only {rows}"
+    )]
+    Vocabulary { model: String, tokenizer: usize, rows: usize },
+    #[error("the reward model {model} has no chat template, and the prompt of line {line} is a conversation")]
+    NoTemplate { model: String, line: usize },
+    #[error("the reward model {model} does not fit beside the model that is trained: {reason}")]
+    Memory { model: String, reason: String },
     #[error("the pattern `{pattern}` of the reward `{reward}` is no regular expression: {reason}")]
     Pattern { reward: String, pattern: String, reason: String },
 }
@@ -35,6 +45,10 @@ impl Diagnose for RewardError {
             Self::NonFiniteTotal { .. } => "Use smaller weights",
             Self::TokenCount { .. } => "Give one entry for each of `completion_ids`, or an empty list",
             Self::Pattern { .. } => "The syntax is that of https://docs.rs/regex: no look-around, no back-references",
+            Self::Vocabulary { .. } => "Take tokenizer and weights from the same model",
+            Self::NoTemplate { .. } => "Add a chat_template.jinja to its folder: the one that it was trained with",
+            Self::Memory { .. } => "Take a smaller reward model, or a device with more memory",
+            Self::Model { reason, .. } => return reason.hint(),
             Self::Failed { .. } => return None,
         };
         Some(hint.to_string())
@@ -44,7 +58,9 @@ impl Diagnose for RewardError {
         match self {
             Self::BadRow { .. } => Exit::Data,
             Self::NonFinite { .. } | Self::NonFiniteTotal { .. } | Self::NonFiniteToken { .. } => Exit::NonFinite,
-            Self::Failed { .. } | Self::TokenCount { .. } => Exit::Failed,
+            Self::Failed { .. } | Self::TokenCount { .. } | Self::Memory { .. } => Exit::Failed,
+            Self::Vocabulary { .. } | Self::NoTemplate { .. } => Exit::Model,
+            Self::Model { reason, .. } => reason.exit(),
             Self::Pattern { .. } => Exit::Usage,
         }
     }

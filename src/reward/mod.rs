@@ -2,7 +2,7 @@
 //!
 //! [`Reward`] is the seam that users extend; [`FnReward`] makes one of a closure, [`TokenFnReward`] one that speaks of
 //! single tokens. [`WeightedRewards`] is what the trainer and the evaluation call. Rewards see text and ids, never
-//! tensors.
+//! tensors; [`ModelReward`] runs a model of its own.
 
 mod answer;
 mod closure;
@@ -11,6 +11,7 @@ mod exact_match;
 mod last_integer;
 mod length;
 mod letter_count;
+mod model;
 mod per_digit;
 mod regex;
 mod relative_distance;
@@ -21,6 +22,7 @@ mod uppercase;
 mod weighted;
 
 use crate::data::Columns;
+use crate::device::Compute;
 use serde_json::Value;
 
 pub use self::regex::{DEFAULT_FORMAT, Format, RegexReward};
@@ -30,6 +32,7 @@ pub use exact_match::{ExactMatch, is_exact_match};
 pub use last_integer::{LastInteger, LastNumber, extract_last_integer, extract_last_number};
 pub use length::{Length, SoftOverlong};
 pub use letter_count::LetterCount;
+pub use model::{ModelReward, ModelRewardConfig};
 pub use per_digit::{PerDigit, compute_per_digit};
 pub use relative_distance::{RelativeDistance, compute_relative_distance};
 pub use repetition_penalty::RepetitionPenalty;
@@ -60,6 +63,17 @@ pub trait Reward: Send + Sync {
 
     /// The score of a completion; None means "no score": the reward is left out of this completion's sum.
     fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError>;
+
+    /// Checks before a run, quickly, that what the reward needs beside its input is there.
+    fn check(&self) -> Result<(), RewardError> {
+        Ok(())
+    }
+
+    /// Loads what the reward needs beside its input; called before the first completion is scored.
+    fn prepare(&self, compute: &Compute) -> Result<(), RewardError> {
+        let _ = compute;
+        Ok(())
+    }
 
     /// Checks before a run that a row has what the reward needs. The error is told with the row's line.
     fn check_row(&self, columns: &Columns) -> Result<(), String> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::error::RewardError;
 use super::{Reward, RewardInput, TokenScores};
 use crate::data::Row;
+use crate::device::Compute;
 
 /// The most characters of a completion that a message shows.
 const SHOWN_CHARACTERS: usize = 60;
@@ -81,6 +82,22 @@ impl WeightedRewards {
             }
             None => Ok(Scored { total, parts, token_values, keep }),
         }
+    }
+
+    /// Checks quickly that what the rewards need beside their input is there.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn check(&self) -> Result<(), RewardError> {
+        self.parts.iter().try_for_each(|(_, reward)| reward.check())
+    }
+
+    /// Lets every reward load what it needs beside its input.
+    ///
+    /// # Errors
+    /// What a reward needs is missing or cannot be used.
+    pub fn prepare(&self, compute: &Compute) -> Result<(), RewardError> {
+        self.parts.iter().try_for_each(|(_, reward)| reward.prepare(compute))
     }
 
     /// Checks that every reward can use every row, before a run starts.

@@ -147,10 +147,11 @@ fn style(template: &str) -> ProgressStyle {
 
 /// The few numbers that tell how a run goes, by the metric names of `metrics.jsonl`.
 fn figures(metrics: &StepMetrics) -> String {
-    let shown: [(&str, &str, usize, &str); 8] = [
+    let shown: [(&str, &str, usize, &str); 9] = [
         ("reward", "reward", 3, ""),
         ("completions/mean_length", "length", 1, ""),
         ("loss", "loss", 4, ""),
+        ("accuracy", "accuracy", 3, ""),
         ("kl", "kl", 4, ""),
         ("grad_norm", "grad_norm", 3, ""),
         ("eval_accuracy", "eval_accuracy", 3, ""),

@@ -28,6 +28,12 @@ impl EvalFigures {
         Self { accuracy: Some(accuracy), mean_reward: Some(mean_reward), num_samples, ..Self::default() }
     }
 
+    /// Of pairs, of which the share `accuracy` was ranked right.
+    #[must_use]
+    pub fn ranked(accuracy: f64, num_pairs: usize) -> Self {
+        Self { accuracy: Some(accuracy), num_samples: num_pairs, ..Self::default() }
+    }
+
     /// Of a text whose `num_tokens` tokens were predicted.
     #[must_use]
     pub fn of_text(loss: f64, num_tokens: usize) -> Self {
@@ -40,10 +46,10 @@ impl EvalFigures {
         self.loss.map(f64::exp)
     }
 
-    /// The figure by which checkpoints are compared: the mean reward, else the loss.
+    /// The figure by which checkpoints are compared: the mean reward, else the loss, else the accuracy.
     #[must_use]
     pub fn metric(&self) -> Option<f64> {
-        self.mean_reward.or(self.loss)
+        self.mean_reward.or(self.loss).or(self.accuracy)
     }
 
     /// Whether this is better than an evaluation of the same kind whose [`EvalFigures::metric`] was `other`.
@@ -52,7 +58,7 @@ impl EvalFigures {
         match (self.mean_reward, self.loss) {
             (Some(reward), _) => reward > other,
             (None, Some(loss)) => loss < other,
-            (None, None) => false,
+            (None, None) => self.accuracy.is_some_and(|accuracy| accuracy > other),
         }
     }
 }
@@ -176,6 +182,10 @@ mod tests {
         assert!(!EvalFigures::graded(1.0, 0.5, 1).is_better_than(0.5));
         assert!(EvalFigures::of_text(0.5, 1).is_better_than(0.6));
         assert!(!EvalFigures::of_text(f64::NAN, 1).is_better_than(0.6));
+        assert!(
+            EvalFigures::ranked(0.75, 4).is_better_than(0.5) && EvalFigures::ranked(0.75, 4).metric() == Some(0.75)
+        );
+        assert!(!EvalFigures::default().is_better_than(0.0));
     }
 
     /// What a version before wrote is read, and graded figures are written as that version wrote them.

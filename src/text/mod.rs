@@ -10,6 +10,7 @@ mod error;
 mod nearest;
 mod python;
 mod render;
+mod scored;
 mod stop;
 mod stream;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use error::TextError;
 pub(crate) use error::excerpt;
 pub(crate) use nearest::nearest;
 pub use render::{Prompt, PromptRenderer, RenderedPrompt};
+pub use scored::{ScoredRenderer, pad_id};
 pub use stop::{FinishReason, StopRules, StopState};
 pub use stream::TextStream;
 pub use tokenizer::{SpecialTokens, Tokenizer, eos_set};

@@ -151,7 +151,7 @@ impl PromptRenderer {
     }
 
     /// The messages to render, or None for a plain prompt.
-    fn conversation(&self, prompt: &Prompt) -> Option<Vec<Value>> {
+    pub(super) fn conversation(&self, prompt: &Prompt) -> Option<Vec<Value>> {
         let mut messages = match prompt {
             Prompt::Messages(messages) => messages.clone(),
             Prompt::Text(text) if self.text_as_user || self.system_prompt.is_some() => {
@@ -184,7 +184,7 @@ impl PromptRenderer {
         Ok(text)
     }
 
-    fn render_messages(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, TextError> {
+    pub(super) fn render_messages(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoChatTemplate)?;
         let options =
             RenderOptions { add_generation_prompt, tools: self.tools.clone(), extra: self.template_kwargs.clone() };

@@ -1,7 +1,7 @@
 //! The training loop and what belongs to it.
 //!
-//! [`run`] is the loop: step, log, evaluate, save, stop. [`policy_gradient`], [`dpo`] and [`sft`] are the steps; [`policy`] is
-//! the model they train. A step changes nothing before its update: interrupted anywhere, it is redone from its start.
+//! [`run`] is the loop: step, log, evaluate, save, stop. [`policy_gradient`], [`dpo`], [`reward`] and [`sft`] are the steps;
+//! [`policy`] is the model they train. A step changes nothing before its update: interrupted anywhere, it is redone from its start.
 
 mod compare;
 pub mod dpo;
@@ -14,6 +14,7 @@ pub mod policy;
 pub mod policy_gradient;
 pub mod prompts;
 mod reference;
+pub mod reward;
 mod rollouts;
 mod rows;
 pub mod run;
@@ -27,6 +28,7 @@ pub use policy::{Policy, PolicyConfig, TokenGrads};
 pub use policy_gradient::{PolicyGradient, PolicyGradientConfig};
 pub use prompts::{LeftOut, Misfit, PreparedPrompt, PreparedPrompts};
 pub use reference::{Reference, ReferenceSync};
+pub use reward::{RankedPair, RewardTraining, RewardTrainingConfig, compute_ranking, prepare_ranked_pairs};
 pub use rollouts::{RolloutConfig, RolloutSource};
 pub use run::{Evaluated, Method, Outcome, RunSettings, Trainer};
 pub use save::{ModelWriter, restore, restore_reference};

@@ -93,14 +93,25 @@ impl Policy {
         temperature: f32,
         objective: impl Fn(usize, &Score<'_>) -> Result<(TokenGrads, T), TrainError> + Sync,
     ) -> Result<Vec<(TokenLogprobs, T)>, TrainError> {
-        let count = self.num_lanes().min(batches.len()).max(1);
+        self.in_lanes(batches.len(), |decoder, index| {
+            run(decoder, &batches[index], temperature, self.recorder(index), |score| objective(index, score))
+        })
+    }
+
+    /// Calls `run(decoder, index)` for each of `num_batches` micro-batches, several side by side where the model is small:
+    /// it adds the gradients of that micro-batch to those of the decoder. Returns, in order, what it gave.
+    ///
+    /// # Errors
+    /// Passes on what `run` returns.
+    pub(super) fn in_lanes<T: Send>(
+        &self,
+        num_batches: usize,
+        run: impl Fn(&Decoder, usize) -> Result<T, TrainError> + Sync,
+    ) -> Result<Vec<T>, TrainError> {
+        let count = self.num_lanes().min(num_batches).max(1);
         let own = (1..count).map(|_| self.decoder.with_own_gradients()).collect::<Result<Vec<_>, _>>()?;
         let lane = |(lane, decoder): (usize, &Decoder)| {
-            let batches = batches.iter().enumerate().skip(lane).step_by(count);
-            let run = |(index, batch)| {
-                run(decoder, batch, temperature, self.recorder(index), |score| objective(index, score))
-            };
-            batches.map(run).collect::<Result<Vec<_>, TrainError>>()
+            (lane..num_batches).step_by(count).map(|index| run(decoder, index)).collect::<Result<Vec<_>, TrainError>>()
         };
         let decoders: Vec<&Decoder> = std::iter::once(&self.decoder).chain(&own).collect();
         let found = if count == 1 {
@@ -113,7 +124,7 @@ impl Policy {
             self.add_gradients(decoder)?;
         }
         let mut lanes: Vec<_> = found.into_iter().map(Vec::into_iter).collect();
-        Ok((0..batches.len()).filter_map(|index| lanes[index % count].next()).collect())
+        Ok((0..num_batches).filter_map(|index| lanes[index % count].next()).collect())
     }
 
     /// An empty record of micro-batch `index` of this update.
@@ -126,7 +137,12 @@ impl Policy {
     /// but a group is not cut for their sake.
     #[must_use]
     pub fn pack(&self, groups: &[Group<'_>], max_tokens: usize) -> Vec<MicroBatch> {
-        pack(groups, (max_tokens / self.num_lanes()).max(largest(groups)).min(max_tokens))
+        pack(groups, self.lane_tokens(max_tokens, largest(groups)))
+    }
+
+    /// The tokens of a micro-batch where lanes share `max_tokens`, but none is too small for the `largest` group.
+    pub(super) fn lane_tokens(&self, max_tokens: usize, largest: usize) -> usize {
+        (max_tokens / self.num_lanes()).max(largest).min(max_tokens)
     }
 
     /// Micro-batches that are run side by side. It depends on the model alone: the number of threads must not change

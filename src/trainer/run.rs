@@ -4,7 +4,9 @@
 use super::phase::Phase;
 use super::save::{ModelWriter, Snapshot};
 use super::stop::StopSignal;
-use super::{Dpo, LoggedCompletion, Policy, PolicyGradient, Reference, Sft, StepContext, StepOutput, TrainError};
+use super::{
+    Dpo, LoggedCompletion, Policy, PolicyGradient, Reference, RewardTraining, Sft, StepContext, StepOutput, TrainError,
+};
 use crate::checkpoint::{BestCheckpoint, CheckpointDir, Keep, SavedRollouts, TrainerState, TrainingState};
 use crate::device::peak_gpu_memory;
 use crate::error::{Diagnose, Exit};
@@ -22,6 +24,8 @@ pub enum Method {
     PolicyGradient(Box<PolicyGradient>),
     /// Prefer one completion to another.
     Dpo(Box<Dpo>),
+    /// Score one completion above another.
+    Reward(RewardTraining),
     /// Learn given completions.
     Sft(Sft),
 }
@@ -33,7 +37,7 @@ impl Method {
         match self {
             Self::PolicyGradient(method) => method.reference.as_ref(),
             Self::Dpo(method) => Some(&method.reference),
-            Self::Sft(_) => None,
+            Self::Reward(_) | Self::Sft(_) => None,
         }
     }
 
@@ -42,7 +46,7 @@ impl Method {
         match self {
             Self::PolicyGradient(method) => method.reference.as_mut(),
             Self::Dpo(method) => Some(&mut method.reference),
-            Self::Sft(_) => None,
+            Self::Reward(_) | Self::Sft(_) => None,
         }
     }
 
@@ -50,6 +54,7 @@ impl Method {
         match self {
             Self::PolicyGradient(method) => method.step(policy, at),
             Self::Dpo(method) => method.step(policy, at),
+            Self::Reward(method) => method.step(policy, at),
             Self::Sft(method) => method.step(policy, at),
         }
     }
