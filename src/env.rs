@@ -21,7 +21,9 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("HF_HUB_OFFLINE", "true: only local files and the cache are used"),
     ("TRANSFORMERS_OFFLINE", "same as HF_HUB_OFFLINE"),
     ("HF_HUB_DISABLE_PROGRESS_BARS", "true: no download messages"),
-    ("HF_HUB_DOWNLOAD_TIMEOUT", "seconds without a received byte after which a download fails (default 60)"),
+    ("HF_HUB_DOWNLOAD_TIMEOUT", "seconds without a byte after which a download or a push tries again (default 60)"),
+    ("HTTPS_PROXY", "address of a proxy; also HTTP_PROXY, ALL_PROXY and, for what needs none, NO_PROXY"),
+    ("SSL_CERT_FILE", "certificates to trust in place of the system's; also SSL_CERT_DIR, a folder of them"),
     ("NO_COLOR", "not empty: no colours"),
     ("CLICOLOR_FORCE", "not empty and not 0: colours also where the output is no terminal"),
     ("TERM", "`dumb`: no progress bars, plain lines instead"),
@@ -32,6 +34,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const DEFAULT_DOWNLOAD_TIMEOUT_SECS: u64 = 60;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A text that must not be printed. It has no `Display`, and its `Debug` hides it.
 #[derive(Clone, PartialEq, Eq)]
@@ -76,8 +79,10 @@ pub struct HubEnv {
     pub offline: bool,
     /// Whether download messages are wanted.
     pub progress: bool,
-    /// Longest wait for the next byte.
+    /// Longest wait for the next byte, in either direction.
     pub download_timeout: Duration,
+    /// Pause before a request that failed is tried again; each further pause is twice as long.
+    pub first_pause: Duration,
 }
 
 impl HubEnv {
@@ -113,6 +118,7 @@ impl HubEnv {
             offline: flag("HF_HUB_OFFLINE") || flag("TRANSFORMERS_OFFLINE"),
             progress: !flag("HF_HUB_DISABLE_PROGRESS_BARS"),
             download_timeout: Duration::from_secs(timeout.unwrap_or(DEFAULT_DOWNLOAD_TIMEOUT_SECS)),
+            first_pause: FIRST_PAUSE,
         }
     }
 }

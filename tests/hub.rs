@@ -3,23 +3,24 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
 #![cfg(feature = "hub")]
 
-#[path = "support/http_server.rs"]
-mod http_server;
+#[path = "support/hub_server/mod.rs"]
+mod hub_server;
 #[path = "support/model_folder.rs"]
 mod model_folder;
 
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use candlewick::env::{HubEnv, Secret};
 use candlewick::error::{Diagnose, Exit};
 use candlewick::hub::{HubError, Resolved, resolve_with};
-use http_server::{Answer, Server};
-use sha2::{Digest, Sha256};
+use hub_server::wire::Answer;
+use hub_server::{Failure, Hub, Settings, git_sha1, sha256};
 
-const REPO: &str = "org/tiny";
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const ID: &str = "org/tiny";
+const REPO: &str = "models/org/tiny";
 const CANARY: &str = "hf_CANARYcanaryCANARY";
+const WEIGHTS: &str = "model.safetensors";
 
 fn env(endpoint: &str, cache: &Path) -> HubEnv {
     HubEnv {
@@ -29,13 +30,14 @@ fn env(endpoint: &str, cache: &Path) -> HubEnv {
         offline: false,
         progress: true,
         download_timeout: Duration::from_secs(20),
+        first_pause: Duration::from_millis(10),
     }
 }
 
 /// Resolves the model of the tests; whatever comes back, the token is not in it.
 fn resolve(env: &HubEnv, revision: Option<&str>) -> Result<Resolved, HubError> {
     let messages = std::sync::Mutex::new(String::new());
-    let result = resolve_with(env, REPO, revision, false, &|line| *messages.lock().unwrap() += line);
+    let result = resolve_with(env, ID, revision, false, &|line| *messages.lock().unwrap() += line);
     let mut texts = vec![messages.into_inner().unwrap(), format!("{result:?} {env:?}")];
     if let Err(error) = &result {
         texts.push(format!("{error} {:?}", error.hint()));
@@ -49,78 +51,66 @@ fn resolve(env: &HubEnv, revision: Option<&str>) -> Result<Resolved, HubError> {
     result
 }
 
-/// The files of a model with the Hub's name for each blob.
-fn files() -> Vec<(&'static str, Vec<u8>)> {
-    vec![
-        ("config.json", model_folder::CONFIG.into()),
-        ("generation_config.json", b"{}".to_vec()),
-        ("tokenizer.json", b"{\"version\": \"1.0\"}".to_vec()),
-        ("model.safetensors", model_folder::serialize(&model_folder::tensors())),
-    ]
+fn weights() -> Vec<u8> {
+    model_folder::serialize(&model_folder::tensors())
 }
 
-fn sha256(body: &[u8]) -> String {
-    Sha256::digest(body).iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
-}
-
-/// A Hub that serves [`files`], and two files that no one should fetch.
-fn hub() -> Server {
-    let server = Server::start();
-    let info = format!(r#"{{"_id": "1", "id": "{REPO}", "sha": "{COMMIT}"}}"#);
-    server.answer(&format!("/api/models/{REPO}"), Answer::new(200, info.clone()));
-    server.answer(&format!("/api/models/{REPO}/revision/v1"), Answer::new(200, info));
-    let mut tree = vec![
-        r#"{"type": "file", "path": "pytorch_model.bin", "size": 10, "oid": "aa"}"#.to_owned(),
-        r#"{"type": "directory", "path": "onnx", "oid": "ab"}"#.to_owned(),
+/// A Hub that serves a small model, whose weights lie in the storage, and two files that no one should fetch.
+fn hub() -> Hub {
+    let hub = Hub::start(Settings { page: 2, ..Settings::default() });
+    let weights = weights();
+    let files: [(&str, &[u8]); 6] = [
+        ("config.json", model_folder::CONFIG.as_bytes()),
+        ("generation_config.json", b"{}"),
+        (WEIGHTS, &weights),
+        ("onnx/model.onnx", b"other"),
+        ("pytorch_model.bin", b"\x80\x02}"),
+        ("tokenizer.json", b"{\"version\": \"1.0\"}"),
     ];
-    for (name, body) in files() {
-        tree.push(format!(
-            r#"{{"type": "file", "path": "{name}", "size": {}, "oid": "{}"}}"#,
-            body.len(),
-            sha256(name.as_bytes())
-        ));
-        serve(&server, name, body.clone(), &sha256(&body));
-    }
-    server.answer(&format!("/api/models/{REPO}/tree/{COMMIT}"), Answer::new(200, format!("[{}]", tree.join(","))));
-    server
+    hub.commit(REPO, "main", &files);
+    hub
 }
 
-fn serve(server: &Server, name: &str, body: Vec<u8>, etag: &str) {
-    let answer = Answer::new(200, body).header("etag", &format!("\"{etag}\"")).header("x-repo-commit", COMMIT);
-    server.answer(&format!("/{REPO}/resolve/{COMMIT}/{name}"), answer);
-}
-
-/// What is left in the cache of a file: links and blobs.
-fn traces(cache: &Path, name: &str, etag: &str) -> (bool, bool) {
+/// The file of the snapshot, the blob and what is unfinished of it.
+fn traces(cache: &Path, name: &str, content: &[u8]) -> [PathBuf; 3] {
     let repo = cache.join("models--org--tiny");
-    let link = repo.join("snapshots").join(COMMIT).join(name);
-    (link.symlink_metadata().is_ok(), repo.join("blobs").join(etag).exists())
+    let hash = if name == WEIGHTS { sha256(content) } else { git_sha1(content) };
+    let commit = std::fs::read_dir(repo.join("snapshots")).ok().and_then(|mut entries| entries.next()?.ok());
+    let link = commit.map_or_else(|| repo.join("none"), |commit| commit.path().join(name));
+    [link, repo.join("blobs").join(&hash), repo.join("blobs").join(format!("{hash}.incomplete"))]
 }
 
 #[test]
 fn a_model_is_fetched_once_and_then_found_without_the_hub() {
-    let (server, cache) = (hub(), tempfile::tempdir().unwrap());
-    let mut env = env(&server.endpoint, cache.path());
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let mut env = env(&hub.endpoint, cache.path());
     let found = resolve(&env, None).unwrap();
-    assert_eq!(found.commit.as_deref(), Some(COMMIT));
-    assert_eq!(found.repo.as_deref(), Some(REPO));
-    for (name, body) in files() {
-        assert_eq!(std::fs::read(found.folder.join(name)).unwrap(), body, "{name}");
+    assert_eq!(found.repo.as_deref(), Some(ID));
+    for (name, body) in hub.files(REPO, "main") {
+        let is_wanted = !name.starts_with("onnx") && name != "pytorch_model.bin";
+        assert_eq!(std::fs::read(found.folder.join(&name)).ok(), is_wanted.then_some(body), "{name}");
     }
-    assert!(!found.folder.join("pytorch_model.bin").exists());
-    let seen = server.seen();
-    assert!(seen.iter().all(|request| request.authorization.as_deref() == Some(&format!("Bearer {CANARY}"))));
-    assert!(seen.iter().all(|request| Path::new(&request.path).extension().is_none_or(|extension| extension != "bin")));
+    // As the Python client lays it out: links to blobs that are named by their hash.
+    let [link, blob, partial] = traces(cache.path(), WEIGHTS, &weights());
+    assert_eq!(std::fs::canonicalize(&link).unwrap(), std::fs::canonicalize(&blob).unwrap());
+    assert!(std::fs::read_link(&link).unwrap().starts_with("../../blobs") && !partial.exists());
+    // The storage is another origin, which the token is not for.
+    for request in hub.seen() {
+        let expected = (!request.is_storage).then(|| format!("Bearer {CANARY}"));
+        assert_eq!(request.authorization, expected, "{request:?}");
+    }
+    assert!(hub.seen().iter().any(|request| request.is_storage));
 
-    server.forget();
+    hub.forget();
     assert_eq!(resolve(&env, None).unwrap(), found);
-    assert!(server.seen().iter().all(|request| request.path.starts_with("/api/")), "{:?}", server.seen());
+    assert!(hub.seen().iter().all(|request| request.path.starts_with("/api/")), "{:?}", hub.seen());
 
-    server.forget();
-    assert_eq!(resolve(&env, Some(COMMIT)).unwrap(), found, "a commit needs no question");
+    hub.forget();
+    let commit = found.commit.clone().unwrap();
+    assert_eq!(resolve(&env, Some(&commit)).unwrap(), found, "a commit needs no question");
     env.offline = true;
     assert_eq!(resolve(&env, None).unwrap(), found);
-    assert_eq!(server.seen().len(), 0);
+    assert_eq!(hub.seen().len(), 0);
 
     // The Hub is gone: the cached copy stands in.
     env.offline = false;
@@ -129,63 +119,101 @@ fn a_model_is_fetched_once_and_then_found_without_the_hub() {
 }
 
 #[test]
-fn other_revisions_have_their_own_reference() {
-    let (server, cache) = (hub(), tempfile::tempdir().unwrap());
-    let mut env = env(&server.endpoint, cache.path());
-    let found = resolve(&env, Some("v1")).unwrap();
+fn another_revision_has_its_own_reference_and_shares_what_is_the_same() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let mut env = env(&hub.endpoint, cache.path());
+    let weights = weights();
+    let model: [(&str, &[u8]); 3] =
+        [("config.json", model_folder::CONFIG.as_bytes()), (WEIGHTS, &weights), ("tokenizer.json", b"{}")];
+    hub.commit(REPO, "feature/x", &model);
+    let found = resolve(&env, Some("feature/x")).unwrap();
     env.offline = true;
-    assert_eq!(resolve(&env, Some("v1")).unwrap(), found);
+    assert_eq!(resolve(&env, Some("feature/x")).unwrap(), found);
     assert!(matches!(resolve(&env, None), Err(HubError::NotCached { .. })));
+
+    env.offline = false;
+    hub.forget();
+    resolve(&env, None).unwrap();
+    let fetched: Vec<String> = hub.seen().into_iter().map(|request| request.path).collect();
+    assert!(!fetched.iter().any(|path| path.contains(WEIGHTS)), "{fetched:?}");
+    assert!(fetched.iter().any(|path| path.ends_with("tokenizer.json")), "{fetched:?}");
 }
 
 #[test]
 fn offline_opens_no_connection() {
-    let (server, cache) = (hub(), tempfile::tempdir().unwrap());
-    let mut env = env(&server.endpoint, cache.path());
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let mut env = env(&hub.endpoint, cache.path());
     env.offline = true;
     let error = resolve(&env, None).unwrap_err();
     assert!(matches!(&error, HubError::NotCached { missing, .. } if missing == "refs/main"), "{error}");
     assert_eq!(error.exit(), Exit::Remote);
-    let by_flag = resolve_with(&env, REPO, None, true, &|_| {}).unwrap_err();
+    let by_flag = resolve_with(&env, ID, None, true, &|_| {}).unwrap_err();
     assert!(matches!(by_flag, HubError::NotCached { .. }));
-    assert_eq!(server.seen().len(), 0);
+    assert_eq!(hub.seen().len(), 0);
 }
 
 #[test]
 fn answers_of_the_hub_become_errors_with_a_hint() {
     type Check = fn(&HubError) -> bool;
-    let page = format!("/api/models/{REPO}");
-    let revision = format!("{page}/revision/v9");
-    let cases: &[(&str, Option<&str>, Answer, Check)] = &[
-        (&page, None, Answer::new(404, "{}").header("x-error-code", "RepoNotFound"), |e| {
+    let gated = format!("gated; your token {CANARY} has no access");
+    let cases: Vec<(Answer, &str, Check)> = vec![
+        (Answer::error(404, "RepoNotFound", "Repository not found"), "org/tiny is not on http", |e| {
             matches!(e, HubError::RepoNotFound { .. })
         }),
-        (&revision, Some("v9"), Answer::new(404, "{}").header("x-error-code", "RepoNotFound"), |e| {
-            matches!(e, HubError::RepoNotFound { .. })
-        }),
-        (&revision, Some("v9"), Answer::new(404, "{}").header("x-error-code", "RevisionNotFound"), |e| {
-            matches!(e, HubError::RevisionNotFound { .. })
-        }),
-        (&page, None, Answer::new(401, "{}"), |e| matches!(e, HubError::Unauthorized { sent: true, .. })),
         (
-            &page,
-            None,
-            Answer::new(403, format!(r#"{{"error": "gated; your token {CANARY} has no access"}}"#)),
-            |e| matches!(e, HubError::Forbidden { message, .. } if message.contains("gated; your token [token]")),
+            Answer::error(404, "RevisionNotFound", "Invalid rev id"),
+            "has no revision v9",
+            |e| matches!(e, HubError::RevisionNotFound { revision, .. } if revision == "v9"),
         ),
-        (&page, None, Answer::new(418, "teapot"), |e| matches!(e, HubError::Server { status: 418, .. })),
-        (&page, None, Answer::new(200, "<html>"), |e| {
-            matches!(e, HubError::Network { .. } | HubError::Protocol { .. })
+        (Answer::error(401, "", "Invalid credentials"), "(HTTP 401: Invalid credentials); a token was sent", |e| {
+            matches!(e, HubError::Unauthorized { sent: true, .. })
         }),
+        (Answer::error(403, "GatedRepo", &gated), "gated; your token [token] has no access", |e| {
+            matches!(e, HubError::Forbidden { writes: false, .. })
+        }),
+        (Answer::error(429, "", "slow down").header("retry-after", "3600"), "asks to wait 3600 seconds", |e| {
+            matches!(e, HubError::RateLimited { .. })
+        }),
+        (Answer::new(418, "teapot"), "HTTP 418 to the page of the repository: teapot", |e| {
+            matches!(e, HubError::Server { .. })
+        }),
+        (Answer::new(200, "<html>"), "is not JSON", |e| matches!(e, HubError::Protocol { .. })),
+        (Answer::new(200, "{\"sha\": \"../..\"}"), "no commit hash", |e| matches!(e, HubError::Protocol { .. })),
     ];
-    for (path, revision, answer, check) in cases {
-        let (server, cache) = (hub(), tempfile::tempdir().unwrap());
-        server.answer(path, answer.clone());
-        let error = resolve(&env(&server.endpoint, cache.path()), *revision).unwrap_err();
-        assert!(check(&error), "{error:?}");
+    for (answer, words, check) in cases {
+        let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+        hub.fail("GET", "/revision/v9", 1, Failure::Answer(answer));
+        let error = resolve(&env(&hub.endpoint, cache.path()), Some("v9")).unwrap_err();
+        assert!(check(&error) && error.to_string().contains(words), "{error} {error:?}");
         assert_eq!(error.exit(), Exit::Remote);
         assert!(error.hint().is_some());
+        assert_eq!(hub.seen().len(), 1, "such an answer is final: {error}");
     }
+}
+
+/// What the Hub itself says of a name that is wrong, and of a model that is not for everyone.
+#[test]
+fn what_may_not_be_seen_is_told_with_and_without_a_token() {
+    let settings = || Settings { token: Some(CANARY.into()), ..Settings::default() };
+    let (hub, cache) = (Hub::start(settings()), tempfile::tempdir().unwrap());
+    let mut env = env(&hub.endpoint, cache.path());
+    assert!(matches!(resolve(&env, None).unwrap_err(), HubError::RepoNotFound { .. }));
+    let weights = weights();
+    hub.commit(REPO, "main", &[("config.json", model_folder::CONFIG.as_bytes()), (WEIGHTS, &weights)]);
+    assert!(matches!(resolve(&env, Some("v2")).unwrap_err(), HubError::RevisionNotFound { .. }));
+    env.token = None;
+    for change in
+        [|repo: &mut hub_server::Repo| repo.is_private = true, |repo: &mut hub_server::Repo| repo.is_gated = true]
+    {
+        hub.change(REPO, change);
+        let error = resolve(&env, None).unwrap_err();
+        assert!(matches!(error, HubError::Unauthorized { sent: false, .. }), "{error}");
+        assert!(error.hint().unwrap().contains("HF_TOKEN"));
+    }
+    env.token = Some(Secret::new("hf_old"));
+    let error = resolve(&env, None).unwrap_err();
+    assert!(matches!(error, HubError::Unauthorized { sent: true, .. }), "{error}");
+    assert!(error.hint().unwrap().contains("expired"));
 }
 
 #[test]
@@ -196,57 +224,150 @@ fn no_network_is_said_as_such() {
     assert!(error.to_string().starts_with("http://127.0.0.1:1 cannot be reached: Connection refused"), "{error}");
 }
 
-/// Each bad download is named, deleted, and fetched anew once the server is well again.
+/// Wrong bytes, whatever is wrong with them, are fetched once more; then they are named and none of them is kept.
 #[test]
-fn damaged_downloads_do_not_stay_in_the_cache() {
-    let weights = model_folder::serialize(&model_folder::tensors());
-    let page = vec![b' '; model_folder::CONFIG.len() - 6];
-    let page = [b"<html>".to_vec(), page].concat();
-    let mut flipped = weights.clone();
-    *flipped.last_mut().unwrap() ^= 1;
-    let cases: &[(&str, Vec<u8>, &str)] = &[
-        ("config.json", page, "not JSON"),
-        ("config.json", b"{}".to_vec(), "2 bytes instead of"),
-        ("model.safetensors", weights[..weights.len() - 5].to_vec(), "bytes instead of"),
-        ("model.safetensors", flipped, "SHA-256"),
-        ("model.safetensors", vec![b'<'; weights.len()], "header length"),
+fn a_wrong_byte_never_reaches_the_cache() {
+    let good = weights();
+    let cases: Vec<(&str, &str, Failure, &str)> = vec![
+        (WEIGHTS, "/storage/", Failure::WrongByte(good.len() - 1), "SHA-256"),
+        (WEIGHTS, "/storage/", Failure::Body(vec![b'<'; good.len()]), "SHA-256"),
+        (WEIGHTS, "/storage/", Failure::Body(good[..good.len() - 5].to_vec()), "bytes instead of"),
+        (WEIGHTS, "/storage/", Failure::Body([&good[..], b"more"].concat()), "bytes instead of"),
+        ("config.json", "config.json", Failure::WrongByte(3), "git hash"),
+        ("config.json", "config.json", Failure::Body(b"<html>".to_vec()), "6 bytes instead of"),
     ];
-    for (name, body, problem) in cases {
-        let (server, cache) = (hub(), tempfile::tempdir().unwrap());
-        let good = files().into_iter().find(|(file, _)| file == name).unwrap().1;
-        let etag = sha256(&good);
-        serve(&server, name, body.clone(), &etag);
-        let env = env(&server.endpoint, cache.path());
+    for (name, path, failure, problem) in cases {
+        let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+        let env = env(&hub.endpoint, cache.path());
+        let content = hub.files(REPO, "main")[name].clone();
+        hub.fail("GET", path, 2, failure.clone());
         let error = resolve(&env, None).unwrap_err();
         assert!(matches!(&error, HubError::Damaged { file, .. } if file == name), "{error:?}");
         assert!(error.to_string().contains(problem), "{error}");
-        assert_eq!(traces(cache.path(), name, &etag), (false, false), "{name}");
+        let traces = traces(cache.path(), name, &content);
+        assert!(traces.iter().all(|trace| trace.symlink_metadata().is_err()), "{name}: {traces:?}");
         assert!(!cache.path().join("models--org--tiny/refs/main").exists());
 
-        serve(&server, name, good, &etag);
-        resolve(&env, None).unwrap();
+        hub.fail("GET", path, 1, failure);
+        let found = resolve(&env, None).unwrap();
+        assert_eq!(std::fs::read(found.folder.join(name)).unwrap(), content);
+        assert_eq!(hub.faults_left(), 0);
     }
+}
+
+/// A connection that breaks goes on where it broke, also after the program was killed; bytes that were left behind and
+/// are wrong do not get through.
+#[test]
+fn a_broken_download_goes_on_where_it_broke() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let env = env(&hub.endpoint, cache.path());
+    let good = weights();
+    let half = good.len() / 2;
+    let ranges = |hub: &Hub| -> Vec<Option<String>> {
+        let seen = hub.seen();
+        seen.into_iter().filter(|request| request.is_storage).map(|request| request.range).collect()
+    };
+    hub.fail("GET", "/storage/", 1, Failure::CutAnswer(half));
+    hub.fail("GET", "/storage/", 1, Failure::CutAnswer(0));
+    resolve(&env, None).unwrap();
+    let range = Some(format!("bytes={half}-"));
+    assert_eq!(ranges(&hub), [None, range.clone(), range.clone()]);
+
+    let [link, blob, partial] = traces(cache.path(), WEIGHTS, &good);
+    for left in [good[..half].to_vec(), vec![7; half], [&good[..], b"x"].concat(), good.clone()] {
+        std::fs::remove_file(&link).unwrap();
+        std::fs::remove_file(&blob).unwrap();
+        std::fs::write(&partial, &left).unwrap();
+        hub.forget();
+        resolve(&env, None).unwrap();
+        assert_eq!(std::fs::read(&link).unwrap(), good);
+        assert!(!partial.exists());
+        let expected: &[Option<String>] = match left.len() {
+            len if len == half && left == good[..half] => &[range.clone()],
+            len if len == half => &[range.clone(), None],
+            len if len == good.len() => &[],
+            _ => &[None],
+        };
+        assert_eq!(ranges(&hub), expected);
+    }
+    // A blob that was cut short later is not taken for whole.
+    std::fs::write(&blob, &good[..half]).unwrap();
+    let found = resolve(&env, None).unwrap();
+    assert_eq!(std::fs::read(found.folder.join(WEIGHTS)).unwrap(), good);
+}
+
+/// Failures that pass are waited out, as long as the server asks to.
+#[test]
+fn passing_failures_are_waited_out() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    hub.fail("GET", "/api/", 2, Failure::Answer(Answer::new(500, "oops")));
+    hub.fail("GET", "/tree/", 1, Failure::Answer(Answer::new(429, "").header("retry-after", "1")));
+    hub.fail("GET", "/resolve/", 1, Failure::Answer(Answer::new(503, "")));
+    hub.fail("GET", "/storage/", 2, Failure::LoseAnswer);
+    let started = Instant::now();
+    resolve(&env(&hub.endpoint, cache.path()), None).unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    assert_eq!(hub.faults_left(), 0);
+
+    let (hub, cache) = (self::hub(), tempfile::tempdir().unwrap());
+    hub.fail("GET", "/resolve/", 100, Failure::Answer(Answer::new(502, "")));
+    let error = resolve(&env(&hub.endpoint, cache.path()), None).unwrap_err();
+    assert!(error.to_string().ends_with("answered HTTP 502 to config.json"), "{error}");
+    assert_eq!(100 - hub.faults_left(), 5);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_named() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let env = env(&hub.endpoint, &cache.path().join("cache"));
+    std::fs::write(cache.path().join("cache"), "a file").unwrap();
+    let error = resolve(&env, None).unwrap_err();
+    assert!(matches!(&error, HubError::Io { path, .. } if path.starts_with(&env.cache)), "{error}");
+    assert_eq!(error.exit(), Exit::Io);
+    let full = HubError::Io { path: env.cache.clone(), source: std::io::ErrorKind::StorageFull.into() };
+    assert!(full.hint().unwrap().contains("HF_HUB_CACHE"));
 }
 
 #[test]
 fn a_repository_of_pickles_is_refused_before_anything_is_fetched() {
-    let (server, cache) = (hub(), tempfile::tempdir().unwrap());
-    let tree = r#"[{"type": "file", "path": "config.json", "size": 2, "oid": "a"},
-                   {"type": "file", "path": "pytorch_model.bin", "size": 9, "oid": "b"}]"#;
-    server.answer(&format!("/api/models/{REPO}/tree/{COMMIT}"), Answer::new(200, tree));
-    let error = resolve(&env(&server.endpoint, cache.path()), None).unwrap_err();
+    let (hub, cache) = (Hub::start(Settings::default()), tempfile::tempdir().unwrap());
+    hub.commit(REPO, "main", &[("config.json", b"{}"), ("pytorch_model.bin", b"\x80\x02}")]);
+    let error = resolve(&env(&hub.endpoint, cache.path()), None).unwrap_err();
     assert!(matches!(&error, HubError::Pickle { file, .. } if file == "pytorch_model.bin"), "{error:?}");
-    assert!(server.seen().iter().all(|request| request.path.starts_with("/api/")));
+    assert!(hub.seen().iter().all(|request| request.path.starts_with("/api/")));
+}
+
+#[test]
+fn a_list_cannot_name_files_outside_of_the_cache() {
+    let (hub, cache) = (Hub::start(Settings::default()), tempfile::tempdir().unwrap());
+    hub.commit(REPO, "main", &[("config.json", b"{}"), ("model.safetensors.index.json", b"{}")]);
+    let tree = r#"[{"type": "file", "path": "config.json", "size": 2}, {"type": "file", "size": 2,
+                   "path": "../../../../model.safetensors"}, {"type": "file", "path": "model.safetensors"}]"#;
+    hub.fail("GET", "/tree/", 1, Failure::Answer(Answer::new(200, tree)));
+    let error = resolve(&env(&hub.endpoint, cache.path()), None).unwrap_err();
+    assert!(error.to_string().contains("has no path or no size"), "{error}");
 }
 
 #[test]
 fn a_server_that_stalls_is_given_up() {
-    let cache = tempfile::tempdir().unwrap();
-    // Bound, never accepted: the connection opens and nothing comes back.
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let mut env = env(&endpoint, cache.path());
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    hub.fail("GET", "/api/", 100, Failure::Stall(Duration::from_secs(5)));
+    let mut env = env(&hub.endpoint, cache.path());
     env.download_timeout = Duration::from_millis(300);
     let error = resolve(&env, None).unwrap_err();
     assert!(matches!(error, HubError::Stalled { .. }), "{error:?}");
+}
+
+/// Two processes fetch one model: the second waits for the first, and both find it whole.
+#[test]
+fn two_at_once_fetch_each_file_once() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let env = env(&hub.endpoint, cache.path());
+    let both = std::thread::scope(|scope| {
+        let threads = [0, 1].map(|_| scope.spawn(|| resolve(&env, None).unwrap()));
+        threads.map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(both[0], both[1]);
+    let fetched = hub.seen().iter().filter(|request| request.is_storage).count();
+    assert_eq!(fetched, 1);
 }

@@ -1,4 +1,5 @@
-//! The Hub cache on disk: `models--org--name/{refs/<revision>, snapshots/<commit>/<file>, blobs/<hash>}`.
+//! The Hub cache on disk: `models--org--name/{refs/<revision>, snapshots/<commit>/<file>, blobs/<hash>}`, of data sets
+//! `datasets--org--name`.
 //!
 //! Reading needs no Hub client and opens no connection. Whether a snapshot is complete is decided by its weights: they
 //! are fetched last.
@@ -15,12 +16,18 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Folder of a repository in the cache.
 pub(super) fn repo_folder(request: &Request) -> PathBuf {
-    request.env.cache.join(format!("models--{}", request.repo.replace('/', "--")))
+    request.env.cache.join(format!("{}--{}", request.kind.plural(), request.repo.replace('/', "--")))
 }
 
 /// Whether a revision is a whole commit hash.
 pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether a path that a repository lists stays inside of its folder.
+#[cfg(feature = "hub")]
+pub(super) fn is_inside(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['\\', '\0']) && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 /// The complete snapshot of a request, or the first thing that is missing from it.

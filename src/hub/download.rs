@@ -1,115 +1,62 @@
-//! Fetching a model from the Hub into the cache, and telling a damaged download from a good one.
+//! Fetching files of the Hub into the cache: a file is linked into a snapshot only once its bytes are known to be right.
 //!
-//! The Hub client streams whatever body it gets into the cache without looking at its status or length. So each file is
-//! checked against the size and hash that the repository lists, and for what its name promises, before the snapshot
-//! counts; what fails is deleted. Files come one after the other, the weights last.
+//! What has arrived of a file lies in `blobs/<hash>.incomplete`. A connection that breaks goes on where it broke, in the
+//! same run or in a later one. The whole is then held against the size and the hash that the repository lists, flushed
+//! to the disk and renamed to its blob. Files come one after the other, the weights last.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::time::Duration;
-
-use hf_hub::HFError;
-use hf_hub::HFRepositorySync;
-use hf_hub::progress::{ProgressEvent, ProgressHandler};
-use hf_hub::repository::{RepoTreeEntry, RepoTypeModel};
-use sha2::{Digest, Sha256};
 
 use super::cache::{self, INDEX, WEIGHTS};
-use super::{HubError, Request, Resolved};
+use super::content::{git_sha1, has_hash};
+use super::http::{Ask, Client};
+use super::listing::{ContentHash, Listed, commit_of, list};
+use super::retry::{ATTEMPTS, pause_before};
+use super::{HubError, Request, Resolved, encode};
 use crate::model::header;
 
-/// Attempts at a request that failed for a reason that may pass, and the first pause between them.
-const ATTEMPTS: usize = 4;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const PIECE: usize = 1 << 18;
 
-/// A file of the repository as its listing describes it.
-struct Listed {
-    name: String,
-    bytes: u64,
-    sha256: Option<String>,
+/// A commit of a repository, and where its files go.
+pub(super) struct Snapshot<'a> {
+    request: &'a Request<'a>,
+    client: Client<'a>,
+    pub commit: String,
+    pub folder: PathBuf,
+    progress: &'a dyn Fn(&str),
 }
 
 /// Fetches what is missing of a model, checks it, and points `refs/<revision>` at it.
 pub(super) fn fetch(request: &Request, progress: &dyn Fn(&str)) -> Result<Resolved, HubError> {
-    let repo = connect(request)?;
-    let commit = commit(request, &repo)?;
-    let snapshot = cache::repo_folder(request).join("snapshots").join(&commit);
-    let mut listed = list(request, &repo, &commit)?;
-    if !listed.iter().any(|file| file.name == "config.json") {
-        return Err(HubError::MissingFile { repo: request.repo.into(), file: "config.json".into() });
+    let snapshot = Snapshot::open(request, progress)?;
+    let all = snapshot.list(false)?;
+    let missing = |file: &str| HubError::MissingFile { repo: request.repo.into(), file: file.into() };
+    let mut wanted: Vec<Listed> = all.iter().filter(|file| is_wanted(&file.name)).cloned().collect();
+    if !wanted.iter().any(|file| file.name == "config.json") {
+        return Err(missing("config.json"));
     }
     // The index comes before the rest, because it names the shards.
-    if let Some(at) = listed.iter().position(|file| file.name == INDEX) {
-        let index = listed.remove(at);
-        fetch_file(request, &repo, &commit, &snapshot, &index, progress)?;
-        let shards = cache::shards(&snapshot.join(INDEX)).unwrap_or_default();
-        if let Some(absent) = shards.iter().find(|shard| !listed.iter().any(|file| file.name == **shard)) {
-            return Err(HubError::MissingFile { repo: request.repo.into(), file: absent.clone() });
+    if let Some(at) = wanted.iter().position(|file| file.name == INDEX) {
+        snapshot.fetch(&wanted.remove(at))?;
+        let shards = cache::shards(&snapshot.folder.join(INDEX)).unwrap_or_default();
+        if let Some(absent) = shards.iter().find(|shard| !wanted.iter().any(|file| file.name == **shard)) {
+            return Err(missing(absent));
         }
-        listed.retain(|file| !is_weights(&file.name) || shards.contains(&file.name));
-    } else if listed.iter().any(|file| file.name == WEIGHTS) {
-        listed.retain(|file| !is_weights(&file.name) || file.name == WEIGHTS);
+        wanted.retain(|file| !is_weights(&file.name) || shards.contains(&file.name));
+    } else if wanted.iter().any(|file| file.name == WEIGHTS) {
+        wanted.retain(|file| !is_weights(&file.name) || file.name == WEIGHTS);
     } else {
-        return Err(no_weights(request, &repo, &commit));
+        let is_pickle = |name: &str| ["bin", "pt", "pth"].iter().any(|kind| has_extension(name, kind));
+        return Err(match all.iter().find(|file| is_pickle(&file.name)) {
+            Some(file) => HubError::Pickle { repo: request.repo.into(), file: file.name.clone() },
+            None => missing(WEIGHTS),
+        });
     }
-    listed.sort_by_key(|file| is_weights(&file.name));
-    for file in &listed {
-        fetch_file(request, &repo, &commit, &snapshot, file, progress)?;
-    }
-    if !cache::is_commit(request.revision) {
-        write_reference(request, &commit)?;
-    }
-    cache::find(request).map_err(|file| HubError::MissingFile { repo: request.repo.into(), file })
-}
-
-fn connect(request: &Request) -> Result<HFRepositorySync<RepoTypeModel>, HubError> {
-    let env = request.env;
-    let mut builder = hf_hub::HFClient::builder()
-        .endpoint(&env.endpoint)
-        .cache_dir(&env.cache)
-        .user_agent(concat!("candlewick/", env!("CARGO_PKG_VERSION")))
-        .retry_max_attempts(ATTEMPTS)
-        .retry_base_delay(FIRST_PAUSE);
-    if let Some(token) = &env.token {
-        builder = builder.token(token.expose());
-    }
-    let client = builder.build_sync().map_err(|error| explain(request, &error))?;
-    let (owner, name) = hf_hub::split_id(request.repo);
-    Ok(client.model(owner, name))
-}
-
-/// The commit that the revision stands for today.
-fn commit(request: &Request, repo: &HFRepositorySync<RepoTypeModel>) -> Result<String, HubError> {
-    let asked = (request.revision != "main").then(|| request.revision.to_owned());
-    let (repo, asked) = (repo.clone(), asked);
-    let info = guarded(request, "the model's page", move |_| repo.info().maybe_revision(asked).send())?;
-    info.sha.filter(|sha| cache::is_commit(sha)).ok_or_else(|| HubError::Protocol {
-        repo: request.repo.into(),
-        message: "no commit hash in the description of the model".into(),
-    })
-}
-
-/// The files at the top of the repository that training needs; folders hold other formats.
-fn list(request: &Request, repo: &HFRepositorySync<RepoTypeModel>, commit: &str) -> Result<Vec<Listed>, HubError> {
-    let entries = tree(request, repo, commit)?;
-    let files = entries.into_iter().filter_map(|entry| match entry {
-        RepoTreeEntry::File { path, size, lfs, .. } if is_wanted(&path) => {
-            Some(Listed { name: path, bytes: size, sha256: lfs.and_then(|lfs| lfs.sha256) })
-        }
-        _ => None,
-    });
-    Ok(files.collect())
-}
-
-fn tree(
-    request: &Request,
-    repo: &HFRepositorySync<RepoTypeModel>,
-    commit: &str,
-) -> Result<Vec<RepoTreeEntry>, HubError> {
-    let (repo, commit) = (repo.clone(), commit.to_owned());
-    guarded(request, "the list of files", move |_| repo.list_tree().revision(commit).send())
+    wanted.sort_by_key(|file| is_weights(&file.name));
+    wanted.iter().try_for_each(|file| snapshot.fetch(file).map(drop))?;
+    snapshot.complete()?;
+    cache::find(request).map_err(|file| missing(&file))
 }
 
 /// Whether a top-level file belongs to a model: settings, tokenizer, template, weights. Never a pickle.
@@ -130,199 +77,257 @@ fn is_weights(name: &str) -> bool {
     has_extension(name, "safetensors")
 }
 
-/// Why a repository without safetensors weights cannot be used.
-fn no_weights(request: &Request, repo: &HFRepositorySync<RepoTypeModel>, commit: &str) -> HubError {
-    let pickle = tree(request, repo, commit).ok().and_then(|entries| {
-        entries.into_iter().find_map(|entry| match entry {
-            RepoTreeEntry::File { path, .. } if ["bin", "pt", "pth"].iter().any(|kind| has_extension(&path, kind)) => {
-                Some(path)
-            }
-            _ => None,
-        })
-    });
-    match pickle {
-        Some(file) => HubError::Pickle { repo: request.repo.into(), file },
-        None => HubError::MissingFile { repo: request.repo.into(), file: WEIGHTS.into() },
+impl<'a> Snapshot<'a> {
+    /// Asks the Hub which commit the revision stands for.
+    pub fn open(request: &'a Request<'a>, progress: &'a dyn Fn(&str)) -> Result<Self, HubError> {
+        let client = Client::new(request.env, request.repo, false);
+        let commit = commit_of(&client, request.kind, request.revision)?
+            .ok_or_else(|| client.protocol("no commit hash in the description of the repository"))?;
+        let folder = cache::repo_folder(request).join("snapshots").join(&commit);
+        Ok(Self { request, client, commit, folder, progress })
     }
-}
 
-/// Fetches one file unless it is there, and checks it.
-fn fetch_file(
-    request: &Request,
-    repo: &HFRepositorySync<RepoTypeModel>,
-    commit: &str,
-    snapshot: &Path,
-    listed: &Listed,
-    progress: &dyn Fn(&str),
-) -> Result<(), HubError> {
-    let path = snapshot.join(&listed.name);
-    let fresh = !path.exists();
-    if fresh {
-        progress(&format!("fetching {} of {} ({})", listed.name, request.repo, readable(listed.bytes)));
-        let (repo, commit, name) = (repo.clone(), commit.to_owned(), listed.name.clone());
-        guarded(request, &listed.name, move |alive| {
-            repo.download_file().filename(name).revision(commit).progress(Heartbeat(alive)).send()
-        })?;
+    /// The files of the commit; `is_recursive`: those in folders, too.
+    pub fn list(&self, is_recursive: bool) -> Result<Vec<Listed>, HubError> {
+        list(&self.client, self.request.kind, &self.commit, is_recursive)
     }
-    // A hash is taken only of new files: their blob is named by it from then on.
-    let Err(problem) = check(&path, listed, fresh) else { return Ok(()) };
-    discard(&path);
-    Err(HubError::Damaged { repo: request.repo.into(), file: listed.name.clone(), problem })
-}
 
-/// What is wrong with a downloaded file, if anything.
-fn check(path: &Path, listed: &Listed, with_hash: bool) -> Result<(), String> {
-    let bytes = std::fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if bytes != listed.bytes {
-        return Err(format!("{bytes} bytes instead of {}", listed.bytes));
-    }
-    if is_weights(&listed.name) {
-        header::read(path).map_err(|error| error.to_string())?;
-    } else if has_extension(&listed.name, "json") {
-        let content = std::fs::read(path).map_err(|error| error.to_string())?;
-        serde_json::from_slice::<serde::de::IgnoredAny>(&content).map_err(|error| format!("not JSON: {error}"))?;
-    }
-    // Large files are stored under their SHA-256; small ones under a git hash, which has 40 digits.
-    let blob = std::fs::read_link(path).ok().and_then(|link| Some(link.file_name()?.to_str()?.to_owned()));
-    let is_sha256 = |name: &String| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let expected = listed.sha256.clone().or(blob).filter(is_sha256);
-    if let Some(expected) = expected.filter(|_| with_hash)
-        && sha256(path).map_err(|error| error.to_string())? != expected.to_ascii_lowercase()
-    {
-        return Err("its SHA-256 is not the one that the Hub lists".into());
-    }
-    Ok(())
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut piece = vec![0u8; 1 << 20];
-    loop {
-        let read = file.read(&mut piece)?;
-        if read == 0 {
-            return Ok(hasher.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")));
+    /// Points `refs/<revision>` at this snapshot, in which every file is that is needed.
+    pub fn complete(&self) -> Result<(), HubError> {
+        let revision = self.request.revision;
+        if cache::is_commit(revision) {
+            return Ok(());
         }
-        hasher.update(&piece[..read]);
+        let path = cache::repo_folder(self.request).join("refs").join(revision);
+        let write = || {
+            fs::create_dir_all(parent(&path))?;
+            let temporary = parent(&path).join(format!(".{}.tmp", std::process::id()));
+            fs::write(&temporary, &self.commit)?;
+            fs::rename(temporary, &path)
+        };
+        write().map_err(io_error(&path))
     }
-}
 
-/// Deletes a bad file: the link in the snapshot and the blob behind it, so that the next run fetches it anew.
-fn discard(path: &Path) {
-    if let Ok(blob) = std::fs::canonicalize(path) {
-        // A failure leaves a bad file behind, which the next run finds again by the same check.
-        let _ = std::fs::remove_file(blob);
+    /// Fetches one file unless it is there; returns its path in the snapshot.
+    ///
+    /// # Errors
+    /// [`HubError::Damaged`] where the Hub gives other bytes than it lists, twice; they are deleted.
+    pub fn fetch(&self, file: &Listed) -> Result<PathBuf, HubError> {
+        let link = self.folder.join(&file.name);
+        if !cache::is_inside(&file.name) {
+            let message = format!("the list of files names {:?}, which is outside of the repository", file.name);
+            return Err(self.client.protocol(&message));
+        }
+        match fs::metadata(&link) {
+            Ok(found) if found.len() == file.bytes => return Ok(link),
+            // A blob that somebody cut short: it and the link are fetched anew.
+            Ok(_) => discard(&link).map_err(io_error(&link))?,
+            Err(_) => {}
+        }
+        let root = cache::repo_folder(self.request);
+        // Without a hash the content has no name yet; the place is one for this file of this commit.
+        let known = file.hash.as_ref().map(|hash| hash.hex().to_owned());
+        let key = known.unwrap_or_else(|| format!("{}-{}", self.commit, file.name.replace('/', "-")));
+        let _lock = self.lock(&key)?;
+        let blob = root.join("blobs").join(&key);
+        let is_there = fs::metadata(&blob).is_ok_and(|found| found.len() == file.bytes);
+        let blob = if is_there && file.hash.is_some() { blob } else { self.fetch_blob(file, &root, &key)? };
+        link_to(&blob, &link).map_err(io_error(&link))?;
+        Ok(link)
     }
-    let _ = std::fs::remove_file(path);
-}
 
-/// Points `refs/<revision>` at a snapshot that is complete.
-fn write_reference(request: &Request, commit: &str) -> Result<(), HubError> {
-    let path = cache::repo_folder(request).join("refs").join(request.revision);
-    let folder: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
-    let write = || -> std::io::Result<()> {
-        std::fs::create_dir_all(&folder)?;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-        std::fs::write(&temporary, commit)?;
-        std::fs::rename(temporary, &path)
-    };
-    write().map_err(|source| HubError::Io { path: path.clone(), source })
-}
-
-/// Tells the waiting thread that bytes arrive.
-struct Heartbeat(Sender<()>);
-
-impl ProgressHandler for Heartbeat {
-    fn on_progress(&self, _: &ProgressEvent) {
-        // The receiver is gone only where the wait was given up.
-        let _ = self.0.send(());
+    /// Holds a content for this process. The lock is the one that the Python client takes.
+    fn lock(&self, key: &str) -> Result<File, HubError> {
+        let name = cache::repo_folder(self.request).file_name().unwrap_or_default().to_owned();
+        let path = self.request.env.cache.join(".locks").join(name).join(format!("{key}.lock"));
+        let open = || {
+            fs::create_dir_all(parent(&path))?;
+            File::options().write(true).create(true).truncate(false).open(&path)
+        };
+        let file = open().map_err(io_error(&path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => {
+                (self.progress)(&format!(
+                    "another process is fetching the same file of {}: waiting",
+                    self.request.repo
+                ));
+                file.lock().map_err(io_error(&path))?;
+                Ok(file)
+            }
+            Err(fs::TryLockError::Error(source)) => Err(io_error(&path)(source)),
+        }
     }
-}
 
-/// Runs a request on a thread of its own and gives it up when nothing arrives for the allowed time.
-///
-/// The Hub client has no timeouts. A thread that is given up ends with the process.
-fn guarded<T: Send + 'static>(
-    request: &Request,
-    what: &str,
-    work: impl FnOnce(Sender<()>) -> Result<T, HFError> + Send + 'static,
-) -> Result<T, HubError> {
-    let (alive, heartbeats) = channel();
-    let (done, result) = channel();
-    std::thread::spawn(move || {
-        let answer = work(alive);
-        // Dropping the handle's sender wakes the wait below.
-        let _ = done.send(answer);
-    });
-    loop {
-        match heartbeats.recv_timeout(request.env.download_timeout) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                let (repo, file) = (request.repo.to_owned(), what.to_owned());
-                return Err(HubError::Stalled { repo, file, secs: request.env.download_timeout.as_secs() });
+    /// Fetches a content into its blob.
+    fn fetch_blob(&self, file: &Listed, root: &Path, key: &str) -> Result<PathBuf, HubError> {
+        let partial = root.join("blobs").join(format!("{key}.incomplete"));
+        fs::create_dir_all(parent(&partial)).map_err(io_error(&partial))?;
+        let mut problem = String::new();
+        // Bytes that an earlier run left may be what is wrong: the second try begins with none.
+        for _ in 0..2 {
+            let etag = self.receive(file, &partial)?;
+            let expected = file.hash.clone().or_else(|| ContentHash::parse(&etag?));
+            match check(&partial, file, expected.as_ref()).map_err(io_error(&partial))? {
+                None => {
+                    let read = || File::open(&partial);
+                    let name = match &expected {
+                        Some(hash) => hash.hex().to_owned(),
+                        None => read().and_then(|f| git_sha1(file.bytes, f)).map_err(io_error(&partial))?,
+                    };
+                    let blob = root.join("blobs").join(name);
+                    let place = || read()?.sync_all().and_then(|()| fs::rename(&partial, &blob));
+                    place().map_err(io_error(&blob))?;
+                    return Ok(blob);
+                }
+                Some(found) => {
+                    fs::remove_file(&partial).map_err(io_error(&partial))?;
+                    problem = found;
+                }
             }
         }
+        Err(HubError::Damaged { repo: self.request.repo.into(), file: file.name.clone(), problem })
     }
-    match result.recv_timeout(request.env.download_timeout) {
-        Ok(answer) => answer.map_err(|error| explain(request, &error)),
-        Err(_) => Err(HubError::Stalled {
-            repo: request.repo.to_owned(),
-            file: what.to_owned(),
-            secs: request.env.download_timeout.as_secs(),
-        }),
-    }
-}
 
-/// An error of the client in the words of this project, the token masked.
-fn explain(request: &Request, error: &HFError) -> HubError {
-    let (repo, endpoint) = (request.repo.to_owned(), request.env.endpoint.clone());
-    let clean = |text: &str| request.env.token.as_ref().map_or(text.to_owned(), |token| token.redact(text));
-    let is_repo = |code: &Option<String>| code.as_deref() == Some("RepoNotFound");
-    match error {
-        HFError::RepoNotFound { .. } => HubError::RepoNotFound { repo, endpoint },
-        HFError::RevisionNotFound { context: Some(context), .. } if is_repo(&context.error_code) => {
-            HubError::RepoNotFound { repo, endpoint }
+    /// Receives what is missing of a content, however often the connection breaks; returns the hash that came along.
+    fn receive(&self, file: &Listed, partial: &Path) -> Result<Option<String>, HubError> {
+        let (mut tries, mut etag) = (1, None);
+        loop {
+            let before = fs::metadata(partial).map_or(0, |found| found.len());
+            if before == file.bytes && (before > 0 || tries > 1) {
+                return Ok(etag);
+            }
+            let so_far = if before > 0 && before < file.bytes { ", of which some is here" } else { "" };
+            let (name, repo) = (&file.name, self.request.repo);
+            (self.progress)(&format!("fetching {name} of {repo} ({}{so_far})", super::readable(file.bytes)));
+            let error = match self.receive_once(file, partial, before, &mut etag) {
+                Ok(None) => return Ok(etag),
+                Ok(Some(error)) => error,
+                Err(HubError::Server { status: 416, .. }) if before > 0 => {
+                    // What is here is not a beginning of what is there.
+                    fs::remove_file(partial).map_err(io_error(partial))?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            // As long as bytes arrive, going on is no failed try.
+            let after = fs::metadata(partial).map_or(0, |found| found.len());
+            if after > before && after < file.bytes {
+                tries = 1;
+            }
+            let pause = pause_before(tries, None, self.request.env.first_pause).filter(|_| error.may_pass());
+            let Some(pause) = pause.filter(|_| tries < ATTEMPTS) else { return Err(error) };
+            tracing::debug!("{error}; going on after {after} of {} bytes in {pause:?}", file.bytes);
+            std::thread::sleep(pause);
+            tries += 1;
         }
-        HFError::RevisionNotFound { revision, .. } => HubError::RevisionNotFound { repo, revision: revision.clone() },
-        HFError::EntryNotFound { path, .. } => HubError::MissingFile { repo, file: clean(path) },
-        HFError::AuthRequired { .. } => HubError::Unauthorized { repo, endpoint, sent: request.env.token.is_some() },
-        HFError::Forbidden { context } => {
-            HubError::Forbidden { repo, message: clean(context.server_message.as_deref().unwrap_or_default()) }
+    }
+
+    /// One request for the bytes from `start` on; what broke the answer off, if anything did.
+    fn receive_once(
+        &self,
+        file: &Listed,
+        partial: &Path,
+        start: u64,
+        etag: &mut Option<String>,
+    ) -> Result<Option<HubError>, HubError> {
+        let start = if start < file.bytes { start } else { 0 };
+        let (kind, commit) = (self.request.kind, &self.commit);
+        let path = format!("{}{}/resolve/{commit}/{}", kind.prefix(), self.request.repo, encode_path(&file.name));
+        let mut ask = Ask::get(self.client.url(&path), &file.name);
+        if start > 0 {
+            ask = ask.header("range", &format!("bytes={start}-"));
         }
-        HFError::RateLimited { .. } => HubError::RateLimited { repo, endpoint },
-        HFError::Http { context } => HubError::Server {
-            repo,
-            endpoint,
-            status: context.status.as_u16(),
-            message: clean(context.server_message.as_deref().unwrap_or_default()),
-        },
-        HFError::Request { source, .. } => HubError::Network { endpoint, message: clean(&root_cause(source)) },
-        HFError::Io(source) => HubError::Io {
-            path: request.env.cache.clone(),
-            source: std::io::Error::new(source.kind(), clean(&source.to_string())),
-        },
-        HFError::CacheLockTimeout { path } => HubError::Io {
-            path: path.clone(),
-            source: std::io::Error::new(std::io::ErrorKind::WouldBlock, "another process holds it"),
-        },
-        other => HubError::Protocol { repo, message: clean(&other.to_string()) },
+        let reply = self.client.send(&ask)?;
+        if reply.etag.is_some() {
+            etag.clone_from(&reply.etag);
+        }
+        let goes_on = reply.status() == 206
+            && reply.header("content-range").is_some_and(|range| range.starts_with(&format!("bytes {start}-")));
+        let open = || {
+            let mut out = File::options().write(true).create(true).truncate(false).open(partial)?;
+            let from = if goes_on { start } else { 0 };
+            out.set_len(from)?;
+            out.seek(SeekFrom::Start(from)).map(|_| (out, from))
+        };
+        let (mut out, mut written) = open().map_err(io_error(partial))?;
+        let mut body = reply.response.into_body().into_reader();
+        let mut piece = vec![0u8; PIECE];
+        loop {
+            let read = match body.read(&mut piece) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Ok(Some(self.client.broken(&ask, &error))),
+            };
+            out.write_all(&piece[..read]).map_err(io_error(partial))?;
+            written += read as u64;
+            // What is too long is wrong, and need not fill the disk.
+            if written > file.bytes {
+                break;
+            }
+        }
+        Ok(None)
     }
 }
 
-/// The innermost cause: "Connection refused" rather than "error sending request".
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
+/// What is wrong with a received file, if anything: its size, its hash, or, where no hash is known, what its name
+/// promises.
+fn check(path: &Path, file: &Listed, expected: Option<&ContentHash>) -> std::io::Result<Option<String>> {
+    let bytes = fs::metadata(path)?.len();
+    if bytes != file.bytes {
+        return Ok(Some(format!("{bytes} bytes instead of {}", file.bytes)));
     }
-    cause.to_string()
+    if let Some(expected) = expected {
+        let name = if matches!(expected, ContentHash::Sha256(_)) { "SHA-256" } else { "git hash" };
+        let is_right = has_hash(path, expected)?;
+        return Ok((!is_right).then(|| format!("its {name} is not the one that the Hub lists")));
+    }
+    if is_weights(&file.name) {
+        return Ok(header::read(path).err().map(|error| error.to_string()));
+    }
+    if has_extension(&file.name, "json") {
+        let parsed = serde_json::from_slice::<serde::de::IgnoredAny>(&fs::read(path)?);
+        return Ok(parsed.err().map(|error| format!("not JSON: {error}")));
+    }
+    Ok(None)
 }
 
-fn readable(bytes: u64) -> String {
-    match bytes {
-        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+/// Puts a file into a snapshot: a relative link, as the Python client makes it.
+fn link_to(blob: &Path, link: &Path) -> std::io::Result<()> {
+    let folder = parent(link);
+    fs::create_dir_all(folder)?;
+    // From the link's folder up to the folder of the repository, which holds `blobs`.
+    let root = parent(parent(blob));
+    let depth = folder.strip_prefix(root).map_or(0, |inner| inner.components().count());
+    let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
+    target.extend([Path::new("blobs"), Path::new(blob.file_name().unwrap_or_default())]);
+    let temporary = folder.join(format!(".{}.link", std::process::id()));
+    let _ = fs::remove_file(&temporary);
+    std::os::unix::fs::symlink(target, &temporary)?;
+    fs::rename(temporary, link)
+}
+
+/// Deletes a bad file: the link in the snapshot and the blob behind it.
+fn discard(link: &Path) -> std::io::Result<()> {
+    if let Ok(blob) = fs::canonicalize(link) {
+        fs::remove_file(blob)?;
     }
+    match fs::remove_file(link) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn encode_path(path: &str) -> String {
+    path.split('/').map(encode).collect::<Vec<_>>().join("/")
+}
+
+fn parent(path: &Path) -> &Path {
+    crate::io::parent_of(path)
+}
+
+fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> HubError + use<> {
+    let path = path.to_owned();
+    move |source| HubError::Io { path, source }
 }

@@ -1,13 +1,25 @@
-//! A model name -> a folder on this machine: a path, the Hub cache, or a download into that cache.
+//! The Hugging Face Hub: a model name -> a folder on this machine, and a folder -> a commit on the Hub.
 //!
-//! The cache has the layout of `huggingface_hub`, so that models are shared with Python. A `refs/` entry is written only
-//! after every file of the snapshot was checked. The content of the files is `model`'s and `text`'s business; only what
-//! tells a damaged download is looked at here.
+//! The cache has the layout of `huggingface_hub`, so that models are shared with Python. A file stands in a snapshot only
+//! after its bytes were checked, and a `refs/` entry is written only after every file. The content of the files is
+//! `model`'s and `text`'s business; only what tells a damaged download is looked at here.
 
 mod cache;
 #[cfg(feature = "hub")]
+mod content;
+#[cfg(feature = "hub")]
 mod download;
 mod error;
+#[cfg(feature = "hub")]
+mod http;
+#[cfg(feature = "hub")]
+mod lfs;
+#[cfg(feature = "hub")]
+mod listing;
+#[cfg(feature = "hub")]
+mod push;
+#[cfg(feature = "hub")]
+mod retry;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +35,29 @@ pub struct Resolved {
     pub repo: Option<String>,
     /// The commit that a revision stood for, where the model came from the Hub.
     pub commit: Option<String>,
+}
+
+/// What kind of repository an id names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RepoType {
+    Model,
+}
+
+impl RepoType {
+    /// The word in the Hub's addresses and in the names of the cache's folders.
+    fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+        }
+    }
+
+    /// What stands before an id in the address of a file.
+    #[cfg(feature = "hub")]
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Model => "",
+        }
+    }
 }
 
 /// Finds the folder of `model`: a path that exists wins, `org/name` is looked up in the cache and on the Hub.
@@ -59,7 +94,7 @@ pub fn resolve_with(
     if !is_repo_id(model) {
         return Err(HubError::NoSuchFolder { model: model.to_owned() });
     }
-    let request = Request { env, repo: model, revision: revision.unwrap_or("main") };
+    let request = Request { env, kind: RepoType::Model, repo: model, revision: revision.unwrap_or("main") };
     if !is_revision(request.revision) {
         return Err(HubError::Revision { repo: model.to_owned(), revision: request.revision.to_owned() });
     }
@@ -81,9 +116,109 @@ pub fn resolve_with(
     fetch(&request, cached.ok(), progress)
 }
 
-/// One model asked for.
+/// Where a push goes.
+#[derive(Debug, Clone, Default)]
+pub struct PushTarget {
+    /// `org/name`, or `name` for the account of the token.
+    pub repo: String,
+    /// The branch; `None` is `main`. One that is missing is made from `main`.
+    pub revision: Option<String>,
+    /// Whether a repository that is made is private; `None` leaves it to the account. One that exists stays as it is.
+    pub is_private: Option<bool>,
+    /// First line of the commit's message.
+    pub message: String,
+}
+
+/// A file to push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushFile {
+    /// Its path in the repository, with `/`.
+    pub path: String,
+    pub bytes: u64,
+    pub source: PushSource,
+    /// SHA-256 of its content in lower-case hex, where it is known already.
+    pub sha256: Option<String>,
+}
+
+/// Where the content of a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushSource {
+    File(PathBuf),
+    Text(String),
+}
+
+/// What a push tells while it goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushEvent {
+    /// Something that takes a while begins.
+    Step(&'static str),
+    /// Large files are sent: so many, of so many bytes together.
+    Begin { files: usize, bytes: u64 },
+    /// Bytes of them that were sent so far; fewer than before where a file is sent again.
+    Sent { file: String, bytes: u64 },
+}
+
+/// What a push came to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Pushed {
+    /// `org/name`.
+    pub repo: String,
+    /// The branch.
+    pub revision: String,
+    /// The page of the model.
+    pub url: String,
+    /// The commit with the files: a new one, or the one that has them already.
+    pub commit: String,
+    /// Paths of the files that are new or changed.
+    pub files: Vec<String>,
+    /// Files that the repository had already.
+    pub num_unchanged: usize,
+    /// Weight files of an earlier push that were removed.
+    pub deleted: Vec<String>,
+    /// Files that the repository's own `.gitignore` leaves out.
+    pub ignored: Vec<String>,
+}
+
+/// Pushes files to a model repository of the Hub in one commit; a repository that is missing is made.
+///
+/// What the repository has already is not sent, and a push that failed half-way can be made again: nobody sees any of it
+/// before the commit. Weight files of an earlier push that are not among `files` are removed by the same commit.
+///
+/// # Errors
+/// [`HubError`]: no token, no permission, no network, or a file that cannot be read.
+pub fn push(
+    env: &HubEnv,
+    target: &PushTarget,
+    files: &[PushFile],
+    progress: &dyn Fn(PushEvent),
+) -> Result<Pushed, HubError> {
+    #[cfg(feature = "hub")]
+    return push::push(env, target, files, progress);
+    #[cfg(not(feature = "hub"))]
+    {
+        let _ = (env, files, progress);
+        Err(HubError::BuiltWithoutHub { repo: target.repo.clone() })
+    }
+}
+
+/// Makes the repository of a push where there is none, and so finds out whether the token may push; returns its id.
+///
+/// # Errors
+/// As [`push`].
+pub fn ensure_repo(env: &HubEnv, repo: &str, is_private: Option<bool>) -> Result<String, HubError> {
+    #[cfg(feature = "hub")]
+    return push::ensure_repo(env, repo, is_private);
+    #[cfg(not(feature = "hub"))]
+    {
+        let _ = (env, is_private);
+        Err(HubError::BuiltWithoutHub { repo: repo.to_owned() })
+    }
+}
+
+/// A revision of a repository that is asked for.
 struct Request<'a> {
     env: &'a HubEnv,
+    kind: RepoType,
     repo: &'a str,
     revision: &'a str,
 }
@@ -106,8 +241,26 @@ fn fetch(request: &Request, cached: Option<Resolved>, _: &dyn Fn(&str)) -> Resul
     cached.ok_or_else(|| HubError::BuiltWithoutHub { repo: request.repo.to_owned() })
 }
 
+/// A text as one part of an address.
+#[cfg(feature = "hub")]
+fn encode(text: &str) -> String {
+    const PLAIN: &percent_encoding::AsciiSet =
+        &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    percent_encoding::utf8_percent_encode(text, PLAIN).to_string()
+}
+
+/// A size for people.
+#[cfg(feature = "hub")]
+fn readable(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// `name` or `org/name` of letters, digits, `-`, `_` and `.`, as the Hub allows; never a way out of a folder.
-fn is_repo_id(id: &str) -> bool {
+pub(crate) fn is_repo_id(id: &str) -> bool {
     let part = |part: &str| {
         (1..=96).contains(&part.len())
             && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
