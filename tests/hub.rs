@@ -283,7 +283,7 @@ fn a_broken_download_goes_on_where_it_broke() {
         assert_eq!(std::fs::read(&link).unwrap(), good);
         assert!(!partial.exists());
         let expected: &[Option<String>] = match left.len() {
-            len if len == half && left == good[..half] => &[range.clone()],
+            len if len == half && left == good[..half] => std::slice::from_ref(&range),
             len if len == half => &[range.clone(), None],
             len if len == good.len() => &[],
             _ => &[None],

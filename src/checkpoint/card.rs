@@ -8,16 +8,23 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// What a card tells. Empty lists and `None` leave their part out.
+/// What stands in a card for the id under which the model can be loaded, which is known once it is pushed.
+const ID_PLACEHOLDER: &str = "PATH_OR_ID";
+/// The tag that tells the cards of this program from others.
+const OWN_TAG: &str = "candlewick";
+
+/// What a card tells. Empty texts, empty lists and `None` leave their part out.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CardFacts {
     /// Title; usually the name of the output directory.
     pub model_name: String,
     /// Hub id of the base model; not a local path, which means nothing to others.
     pub base_model: Option<String>,
+    /// Whether the folder holds an adapter (PEFT) to the base model instead of a whole model.
+    pub is_adapter: bool,
     /// The word of the setting, as `grpo`.
     pub algorithm: String,
-    /// Hub ids or file names of the training data.
+    /// Hub ids or file names of the training data; the Hub links to the ids.
     pub datasets: Vec<String>,
     /// Licence id of the base card, as `apache-2.0`.
     pub license: Option<String>,
@@ -58,6 +65,15 @@ pub fn model_card(facts: &CardFacts) -> String {
     card
 }
 
+/// A card of this program with the id of the model in place of what stands for it; `None` for other cards, and for
+/// those that name it already.
+#[must_use]
+pub fn card_with_id(card: &str, id: &str) -> Option<String> {
+    let head = card.strip_prefix("---\n")?.split("\n---").next()?;
+    let is_own = head.lines().any(|line| line == format!("- {}", Value::from(OWN_TAG)));
+    (is_own && card.contains(ID_PLACEHOLDER)).then(|| card.replace(ID_PLACEHOLDER, id))
+}
+
 /// The licence id in the head of a model folder's `README.md`, if it has one.
 #[must_use]
 pub fn base_license(folder: &Path) -> Option<String> {
@@ -78,11 +94,13 @@ fn head(card: &mut String, facts: &CardFacts) {
     if let Some(base) = &facts.base_model {
         line(format!("base_model: {}", quote(base)));
     }
-    if !facts.datasets.is_empty() {
+    // Only what has an owner can be a data set of the Hub.
+    let mut datasets = facts.datasets.iter().filter(|dataset| dataset.contains('/')).peekable();
+    if datasets.peek().is_some() {
         line("datasets:".into());
-        facts.datasets.iter().for_each(|dataset| line(format!("- {}", quote(dataset))));
+        datasets.for_each(|dataset| line(format!("- {}", quote(dataset))));
     }
-    line("library_name: transformers".into());
+    line(format!("library_name: {}", if facts.is_adapter { "peft" } else { "transformers" }));
     if let Some(license) = &facts.license {
         line(format!("license: {}", quote(license)));
     }
@@ -90,7 +108,8 @@ fn head(card: &mut String, facts: &CardFacts) {
     let task = if facts.algorithm == REWARD { "text-classification" } else { "text-generation" };
     line(format!("pipeline_tag: {task}"));
     line("tags:".into());
-    for tag in ["generated_from_trainer", &facts.algorithm, "candlewick"] {
+    let lora = if facts.is_adapter { "lora" } else { "" };
+    for tag in ["generated_from_trainer", &facts.algorithm, lora, OWN_TAG].iter().filter(|tag| !tag.is_empty()) {
         line(format!("- {}", quote(tag)));
     }
     let measured: Vec<_> = facts.results.iter().filter(|result| result.after.is_finite()).collect();
@@ -110,23 +129,26 @@ fn head(card: &mut String, facts: &CardFacts) {
 }
 
 fn body(card: &mut String, facts: &CardFacts) {
-    let what = match &facts.base_model {
-        Some(base) => format!("a fine-tuned version of [{base}](https://huggingface.co/{base})"),
-        None if facts.algorithm == REWARD => "a reward model".to_owned(),
-        None => "a language model".to_owned(),
+    let link = |base: &String| format!("[{base}](https://huggingface.co/{base})");
+    let what = match (&facts.base_model, facts.is_adapter) {
+        (Some(base), false) => format!("a fine-tuned version of {}", link(base)),
+        (Some(base), true) => format!("a LoRA adapter for {}", link(base)),
+        (None, false) if facts.algorithm == REWARD => "a reward model".to_owned(),
+        (None, false) => "a language model".to_owned(),
+        (None, true) => "a LoRA adapter".to_owned(),
     };
     let data = if facts.datasets.is_empty() { String::new() } else { format!(" on {}", facts.datasets.join(", ")) };
     // Writing to a String cannot fail.
     let _ = write!(
         card,
-        "# {name}\n\nThis model is {what}, trained{data} with candlewick.\n\n\
-         ## Quick start\n\n```python\n{quick_start}```\n\n\
-         ## Training procedure\n\n{method} {steps} optimizer steps were done.\n",
+        "# {name}\n\nThis model is {what}, trained{data} with candlewick.\n\n## Quick start\n\n```python\n{code}```\n",
         name = facts.model_name,
-        quick_start = quick_start(facts),
-        method = method(&facts.algorithm),
-        steps = facts.steps,
+        code = quick_start(facts),
     );
+    if !facts.algorithm.is_empty() {
+        let (method, steps) = (method(&facts.algorithm), facts.steps);
+        let _ = write!(card, "\n## Training procedure\n\n{method} {steps} optimizer steps were done.\n");
+    }
     if !facts.settings.is_empty() {
         card.push_str("\n| setting | value |\n|---|---|\n");
         for (name, value) in &facts.settings {
@@ -149,9 +171,8 @@ fn body(card: &mut String, facts: &CardFacts) {
     }
 }
 
-/// Python that uses the model.
+/// Lines of Python that load the model and let it write.
 fn quick_start(facts: &CardFacts) -> String {
-    let messages = r#"[{"role": "user", "content": "..."}]"#;
     if facts.algorithm == REWARD {
         let turns = r#"[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]"#;
         let text = if facts.is_chat {
@@ -161,17 +182,29 @@ fn quick_start(facts: &CardFacts) -> String {
         };
         return format!(
             "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n\
-             tokenizer = AutoTokenizer.from_pretrained(\"PATH_OR_ID\")\n\
-             model = AutoModelForSequenceClassification.from_pretrained(\"PATH_OR_ID\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{ID_PLACEHOLDER}\")\n\
+             model = AutoModelForSequenceClassification.from_pretrained(\"{ID_PLACEHOLDER}\")\n\
              {text}\n\
              inputs = tokenizer(text, add_special_tokens=False, return_tensors=\"pt\")\n\
              print(model(**inputs).logits[0, 0].item())  # the higher, the better the completion\n"
         );
     }
-    let input = if facts.is_chat { messages } else { r#""...""# };
+    let input = if facts.is_chat { r#"[{"role": "user", "content": "..."}]"# } else { r#""...""# };
+    let (import, model) = if facts.is_adapter {
+        // The tokenizer's files are the base model's; a folder may come without them.
+        let tokenizer = facts.base_model.as_deref().unwrap_or(ID_PLACEHOLDER);
+        let load = format!(
+            "model = AutoPeftModelForCausalLM.from_pretrained(\"{ID_PLACEHOLDER}\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{tokenizer}\")\n\
+             generator = pipeline(\"text-generation\", model=model, tokenizer=tokenizer)\n"
+        );
+        ("from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer, pipeline\n", load)
+    } else {
+        let load = format!("generator = pipeline(\"text-generation\", model=\"{ID_PLACEHOLDER}\")\n");
+        ("from transformers import pipeline\n", load)
+    };
     format!(
-        "from transformers import pipeline\n\n\
-         generator = pipeline(\"text-generation\", model=\"PATH_OR_ID\")\n\
+        "{import}\n{model}\
          print(generator({input}, max_new_tokens=128, return_full_text=False)[0][\"generated_text\"])\n"
     )
 }
@@ -235,8 +268,9 @@ mod tests {
         let card = model_card(&CardFacts {
             model_name: "tiny-grpo".into(),
             base_model: Some("org/tiny".into()),
+            is_adapter: false,
             algorithm: "grpo".into(),
-            datasets: vec!["math_tasks_train.jsonl".into()],
+            datasets: vec!["math_tasks_train.jsonl".into(), "org/sums".into()],
             license: Some("apache-2.0".into()),
             is_chat: true,
             steps: 40,
@@ -270,6 +304,31 @@ mod tests {
             "{card}"
         );
         assert!(model_card(&facts(true)).contains("text = tokenizer.apply_chat_template([{\"role\""), "{card}");
+    }
+
+    #[test]
+    fn an_adapter_is_loaded_with_peft() {
+        let facts = CardFacts {
+            model_name: "a".into(),
+            base_model: Some("org/b".into()),
+            is_adapter: true,
+            algorithm: "dpo".into(),
+            ..CardFacts::default()
+        };
+        let card = model_card(&facts);
+        assert!(card.contains("library_name: peft\n") && card.contains("- \"lora\"\n"), "{card}");
+        assert!(card.contains("AutoPeftModelForCausalLM.from_pretrained(\"PATH_OR_ID\")"), "{card}");
+    }
+
+    #[test]
+    fn the_id_is_filled_into_own_cards_only() {
+        let own = model_card(&CardFacts::default());
+        let named = card_with_id(&own, "org/name").unwrap();
+        assert!(named.contains("model=\"org/name\"") && !named.contains(ID_PLACEHOLDER));
+        assert_eq!(card_with_id(&named, "org/other"), None, "it has its id");
+        for other in ["", "PATH_OR_ID", "---\ntags:\n- mine\n---\nPATH_OR_ID candlewick"] {
+            assert_eq!(card_with_id(other, "org/name"), None);
+        }
     }
 
     #[test]

@@ -11,8 +11,19 @@ use super::CheckpointError;
 use crate::io::sha256_bytes;
 
 /// Settings that change neither the numbers of a run nor what it is: a difference is not worth a word.
-const SILENT: [&str; 8] =
-    ["output_dir", "resume", "logging_steps", "threads", "report_to", "project", "run_name", "offline"];
+const SILENT: &[&str] = &[
+    "output_dir",
+    "resume",
+    "logging_steps",
+    "threads",
+    "report_to",
+    "project",
+    "run_name",
+    "offline",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+];
 /// Settings that make another run of it.
 const FATAL: [&str; 3] = ["algorithm", "model", "init"];
 /// Tables of such settings: all of their keys, and the tables themselves.

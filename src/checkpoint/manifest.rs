@@ -130,38 +130,55 @@ fn is_inside(name: &str) -> bool {
 /// order. [`CheckpointError::FutureVersion`] where the manifest is newer than this program.
 pub fn verify(folder: &Path) -> Result<Manifest, CheckpointError> {
     let manifest = Manifest::read(folder)?;
-    let corrupt = |file: &String, problem: String| CheckpointError::Corrupt {
-        folder: folder.to_owned(),
-        file: file.clone(),
-        problem,
-    };
-    for (name, expected) in &manifest.files {
-        match fs::metadata(folder.join(name)) {
-            Ok(found) if !found.is_file() => return Err(corrupt(name, "is not a regular file".into())),
-            Ok(found) if found.len() != expected.bytes => {
-                let problem = format!("has {} bytes, the manifest says {}", found.len(), expected.bytes);
-                return Err(corrupt(name, problem));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(corrupt(name, "is missing".into()));
-            }
-            Err(error) => return Err(IoError::of("read", &folder.join(name))(error).into()),
+    for with_hashes in [false, true] {
+        if let Some(FileProblem { file, problem }) = wrong_files(folder, &manifest, with_hashes)?.into_iter().next() {
+            return Err(CheckpointError::Corrupt { folder: folder.to_owned(), file, problem });
         }
     }
-    let entries: Vec<_> = manifest.files.iter().collect();
-    let results: Vec<Result<(), CheckpointError>> = entries
-        .par_iter()
-        .map(|(name, expected)| {
-            let (bytes, sha256) = io::sha256_file(&folder.join(name))?;
-            if bytes == expected.bytes && sha256 == expected.sha256 {
-                return Ok(());
-            }
-            Err(corrupt(name, "is damaged (its SHA-256 is not that of the manifest)".into()))
-        })
-        .collect();
-    results.into_iter().collect::<Result<(), _>>()?;
     Ok(manifest)
+}
+
+/// What is wrong with a file of a finished folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileProblem {
+    /// Its path as in the manifest.
+    pub file: String,
+    /// The end of a sentence that begins with the file.
+    pub problem: String,
+}
+
+/// Every file that is not the one that was written, in the manifest's order: sizes are compared and, `with_hashes`, the
+/// hashes of those whose size is right.
+///
+/// # Errors
+/// [`CheckpointError::Io`] where the operating system refuses to read: that says nothing about a file.
+pub fn wrong_files(folder: &Path, manifest: &Manifest, with_hashes: bool) -> Result<Vec<FileProblem>, CheckpointError> {
+    let entries: Vec<_> = manifest.files.iter().collect();
+    let found = entries.par_iter().map(|(name, expected)| {
+        let problem = match problem_of_size(&folder.join(name), expected)? {
+            None if with_hashes => {
+                let (bytes, sha256) = io::sha256_file(&folder.join(name))?;
+                let is_right = bytes == expected.bytes && sha256 == expected.sha256;
+                (!is_right).then(|| "is damaged (its SHA-256 is not that of the manifest)".to_owned())
+            }
+            problem => problem,
+        };
+        Ok(problem.map(|problem| FileProblem { file: (*name).clone(), problem }))
+    });
+    let found: Vec<Result<Option<FileProblem>, CheckpointError>> = found.collect();
+    found.into_iter().filter_map(Result::transpose).collect()
+}
+
+fn problem_of_size(path: &Path, expected: &ManifestFile) -> Result<Option<String>, CheckpointError> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Ok(Some("is not a regular file".into())),
+        Ok(found) if found.len() != expected.bytes => {
+            Ok(Some(format!("has {} bytes, the manifest says {}", found.len(), expected.bytes)))
+        }
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Some("is missing".into())),
+        Err(error) => Err(IoError::of("read", path)(error).into()),
+    }
 }
 
 /// The files of `folder` that the manifest does not list, sorted; they are no part of the checkpoint.

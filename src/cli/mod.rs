@@ -3,6 +3,7 @@
 //! Owns arguments, help texts and what goes to stdout and stderr. Data goes to stdout, everything else to stderr. No
 //! verb has logic of its own: what one can do, a library user can.
 
+mod checkpoint;
 mod completions;
 mod config;
 mod data;
@@ -11,6 +12,7 @@ mod eval;
 mod failure;
 mod generate;
 mod merge;
+mod push;
 mod sampling;
 mod settings;
 mod train;
@@ -45,6 +47,8 @@ enum Verb {
     Eval(Box<eval::EvalArgs>),
     Generate(generate::GenerateArgs),
     Merge(merge::MergeArgs),
+    Push(push::PushArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
     Config(config::ConfigArgs),
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
@@ -67,6 +71,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure
         Verb::Eval(args) => eval::run(&args),
         Verb::Generate(args) => generate::run(&args),
         Verb::Merge(args) => merge::run(&args),
+        Verb::Push(args) => push::run(&args),
+        Verb::Checkpoint(args) => checkpoint::run(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),
@@ -99,7 +105,9 @@ fn start_logging(verbose: u8, quiet: bool) {
         (_, 1) => "candlewick=debug,info",
         _ => "trace",
     };
-    let filter = EnvFilter::new(log_filter().as_deref().unwrap_or(level));
+    // At its lowest levels the HTTP client dumps what goes over the wire, and with it the access token.
+    let filter = log_filter().unwrap_or_else(|| level.to_owned()) + ",ureq=warn,ureq_proto=warn";
+    let filter = EnvFilter::new(filter);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(LogWriter);
     // Fails only where a subscriber is set already, which is as good.
     let _ = log.without_time().with_target(false).with_ansi(wants_color(std::io::stderr().is_terminal())).try_init();

@@ -49,12 +49,17 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, Failure> {
             "steps": summary.steps,
             "seconds": summary.secs,
             "model": summary.model,
+            "pushed": report.pushed.as_ref().and_then(|pushed| pushed.as_ref().ok()),
         });
         format!("{object:#}\n")
     } else {
         summary.render()
     };
     print(&text)?;
+    if let Some(pushed) = report.pushed {
+        let pushed = pushed?;
+        tracing::info!("pushed to {} as {}", pushed.url, pushed.commit);
+    }
     Ok(match report.outcome {
         Outcome::Finished => ExitCode::SUCCESS,
         Outcome::Interrupted(exit) => ExitCode::from(exit as u8),

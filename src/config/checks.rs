@@ -76,6 +76,7 @@ pub(super) fn problems(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec
     found.extend(rewards::problems(config));
     found.extend(data::problems(config));
     found.extend(trackers(config));
+    found.extend(pushing(config));
     found.extend(without_effect(config, is_set));
     found
 }
@@ -280,6 +281,22 @@ fn trackers(config: &RunConfig) -> Vec<Problem> {
             Problem::new(&["report_to"], message).help(help)
         })
         .collect()
+}
+
+fn pushing(config: &RunConfig) -> Vec<Problem> {
+    let mut found = Vec::new();
+    if config.push_to_hub && config.offline {
+        let message = "`push_to_hub` needs the network, and `offline` forbids it";
+        let help = "leave one of them out; `candlewick push` brings a model to the Hub at any time";
+        found.push(Problem::new(&["push_to_hub", "offline"], message).help(help));
+    }
+    let id = config.push_id();
+    if config.push_to_hub && !crate::hub::is_repo_id(&id) {
+        let message = format!("\"{id}\" is not a name that the Hub allows");
+        let help = "set `hub_model_id` to `org/name`, of letters, digits, `-`, `_` and `.`";
+        found.push(Problem::new(&["hub_model_id", "output_dir", "push_to_hub"], message).help(help));
+    }
+    found
 }
 
 fn without_effect(config: &RunConfig, is_set: &dyn Fn(&str) -> bool) -> Vec<Problem> {

@@ -97,6 +97,8 @@ const HAS_WEIGHTS: Condition = Condition {
     holds: |c| c.architecture.is_none(),
     otherwise: "with `[architecture]`: there are no weights yet",
 };
+const IS_PUSHED: Condition =
+    Condition { key: "push_to_hub", holds: |c| c.push_to_hub, otherwise: "without `push_to_hub = true`" };
 const HAS_EVALUATION: Condition =
     Condition { key: "eval_file", holds: |c| c.eval_file.is_some(), otherwise: "without `eval_file`" };
 
@@ -187,6 +189,8 @@ const EFFECTS: &[Effect] = &[
     of("num_samples", &[Pretrain]),
     of("sample_prompt", &[Pretrain]),
     of("eval_max_rows", ROWS).only(&[HAS_EVALUATION]),
+    of("hub_model_id", &[]).only(&[IS_PUSHED]),
+    of("hub_private_repo", &[]).only(&[IS_PUSHED]),
 ];
 
 /// Why a setting is not read.
@@ -274,6 +278,9 @@ mod tests {
                 "save_steps",
                 "save_total_limit",
                 "report_to",
+                "push_to_hub",
+                "hub_model_id",
+                "hub_private_repo",
                 "project",
                 "run_name",
             ],
@@ -358,6 +365,7 @@ mod tests {
                     beta: Some(0.04),
                     sync_ref_model: true,
                     dynamic_sampling: true,
+                    push_to_hub: true,
                     loss_type: if field.name.starts_with("sapo") { LossType::Sapo } else { LossType::Dapo },
                     ..RunConfig::default()
                 };

@@ -86,6 +86,13 @@ impl RunConfig {
         self.prompts_per_step.saturating_mul(self.num_generations)
     }
 
+    /// The repository of a push: `hub_model_id`, else the name of `output_dir`.
+    #[must_use]
+    pub fn push_id(&self) -> String {
+        let name = || self.output_dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.hub_model_id.clone().unwrap_or_else(name)
+    }
+
     /// `resume` as a choice.
     #[must_use]
     pub fn resume_choice(&self) -> Resume {

@@ -330,6 +330,13 @@ pub struct RunConfig {
     /// Where metrics go besides metrics.jsonl and completions.jsonl: `["tensorboard"]` writes event files below
     /// `output_dir/runs`; other trackers are not supported yet. Default `[]`: the two files are always written.
     pub report_to: Vec<String>,
+    /// Push the final model to the Hub. It takes an access token (`HF_TOKEN`), which is tried before the run begins.
+    /// Default `false`: what is yours stays here.
+    pub push_to_hub: bool,
+    /// Repository of the push: `org/name`, or `name` for the account of the token. Default none: the name of `output_dir`.
+    pub hub_model_id: Option<String>,
+    /// Whether a repository that is made for the push is private. Default none: as the account's settings say.
+    pub hub_private_repo: Option<bool>,
     /// Name of the project the run belongs to, kept in each checkpoint's `run_config.toml`. Default none: no project.
     pub project: Option<String>,
     /// Name of the run, kept in each checkpoint's `run_config.toml`, and its folder of event files. Default none: no name.
@@ -501,6 +508,9 @@ impl Default for RunConfig {
             save_steps: 100,
             save_total_limit: 3,
             report_to: Vec::new(),
+            push_to_hub: false,
+            hub_model_id: None,
+            hub_private_repo: None,
             project: None,
             run_name: None,
         }

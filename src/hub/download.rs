@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{self, INDEX, WEIGHTS};
 use super::content::{git_sha1, has_hash};
@@ -101,7 +102,7 @@ impl<'a> Snapshot<'a> {
         let path = cache::repo_folder(self.request).join("refs").join(revision);
         let write = || {
             fs::create_dir_all(parent(&path))?;
-            let temporary = parent(&path).join(format!(".{}.tmp", std::process::id()));
+            let temporary = temporary_in(parent(&path));
             fs::write(&temporary, &self.commit)?;
             fs::rename(temporary, &path)
         };
@@ -302,10 +303,18 @@ fn link_to(blob: &Path, link: &Path) -> std::io::Result<()> {
     let depth = folder.strip_prefix(root).map_or(0, |inner| inner.components().count());
     let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
     target.extend([Path::new("blobs"), Path::new(blob.file_name().unwrap_or_default())]);
-    let temporary = folder.join(format!(".{}.link", std::process::id()));
-    let _ = fs::remove_file(&temporary);
+    let temporary = temporary_in(folder);
     std::os::unix::fs::symlink(target, &temporary)?;
     fs::rename(temporary, link)
+}
+
+/// A path that no other thread and no other process that lives takes.
+fn temporary_in(folder: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let path = folder.join(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    // One of a process that was killed, whose number has come round again.
+    let _ = fs::remove_file(&path);
+    path
 }
 
 /// Deletes a bad file: the link in the snapshot and the blob behind it.

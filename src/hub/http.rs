@@ -144,14 +144,25 @@ impl<'a> Client<'a> {
 
     /// As [`Client::json`], with the address of the next page where there is one.
     pub fn json_page(&self, ask: &Ask) -> Result<(Value, Option<String>), HubError> {
-        let reply = self.send(ask)?;
-        let next = reply.header("link").and_then(next_page);
-        let mut text = Vec::new();
-        let mut body = reply.response.into_body().into_reader().take(MAX_JSON_BYTES);
-        body.read_to_end(&mut text).map_err(|error| self.broken(ask, &error))?;
-        let value = serde_json::from_slice(&text)
-            .map_err(|error| self.protocol(&format!("{} is not JSON ({error})", ask.what)))?;
-        Ok((value, next))
+        let mut tries = 1;
+        loop {
+            let reply = self.send(ask)?;
+            let next = reply.header("link").and_then(next_page);
+            let mut text = Vec::new();
+            let mut body = reply.response.into_body().into_reader().take(MAX_JSON_BYTES);
+            if let Err(error) = body.read_to_end(&mut text) {
+                let error = self.broken(ask, &error);
+                match pause_before(tries, None, self.env.first_pause) {
+                    Some(pause) if tries < ATTEMPTS && error.may_pass() => std::thread::sleep(pause),
+                    _ => return Err(error),
+                }
+                tries += 1;
+                continue;
+            }
+            let value = serde_json::from_slice(&text)
+                .map_err(|error| self.protocol(&format!("{} is not JSON ({error})", ask.what)))?;
+            return Ok((value, next));
+        }
     }
 
     pub fn protocol(&self, message: &str) -> HubError {

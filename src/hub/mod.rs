@@ -119,12 +119,10 @@ pub fn resolve_with(
 /// Where a push goes.
 #[derive(Debug, Clone, Default)]
 pub struct PushTarget {
-    /// `org/name`, or `name` for the account of the token.
+    /// `org/name`, as [`ensure_repo`] returns it.
     pub repo: String,
     /// The branch; `None` is `main`. One that is missing is made from `main`.
     pub revision: Option<String>,
-    /// Whether a repository that is made is private; `None` leaves it to the account. One that exists stays as it is.
-    pub is_private: Option<bool>,
     /// First line of the commit's message.
     pub message: String,
 }
@@ -179,7 +177,7 @@ pub struct Pushed {
     pub ignored: Vec<String>,
 }
 
-/// Pushes files to a model repository of the Hub in one commit; a repository that is missing is made.
+/// Pushes files to a model repository of the Hub in one commit; [`ensure_repo`] makes one.
 ///
 /// What the repository has already is not sent, and a push that failed half-way can be made again: nobody sees any of it
 /// before the commit. Weight files of an earlier push that are not among `files` are removed by the same commit.
@@ -201,7 +199,10 @@ pub fn push(
     }
 }
 
-/// Makes the repository of a push where there is none, and so finds out whether the token may push; returns its id.
+/// Makes the model repository `repo` where there is none, and so finds out whether the token may push; returns its id.
+///
+/// A `name` without an owner is that of the token's account. `is_private` is for a repository that is made: one that
+/// exists stays as it is, and `None` leaves it to the account's settings.
 ///
 /// # Errors
 /// As [`push`].

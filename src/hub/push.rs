@@ -19,6 +19,7 @@ use super::content::{git_sha1, sha256};
 use super::http::{Ask, Client, Payload};
 use super::lfs::{self, Object};
 use super::listing::{ContentHash, commit_of, list};
+use super::retry::ATTEMPTS;
 use super::{HubError, PushEvent, PushFile, PushSource, PushTarget, Pushed, RepoType, cache, encode, is_repo_id};
 use crate::env::HubEnv;
 
@@ -45,15 +46,15 @@ impl Prepared<'_> {
     }
 }
 
-/// Pushes `files`, making the repository and the branch where they are missing.
+/// Pushes `files` to a repository that is there, making the branch where it is missing.
 pub(super) fn push(
     env: &HubEnv,
     target: &PushTarget,
     files: &[PushFile],
     progress: &dyn Fn(PushEvent),
 ) -> Result<Pushed, HubError> {
-    let repo = ensure_repo(env, &target.repo, target.is_private)?;
-    let client = Client::new(env, &repo, true);
+    require_access(env, &target.repo)?;
+    let client = Client::new(env, &target.repo, true);
     let revision = target.revision.as_deref().unwrap_or("main");
     let mut parent = ensure_branch(&client, revision)?;
     let (mut conflict, mut hashes) = (None, HashMap::new());
@@ -64,7 +65,7 @@ pub(super) fn push(
         let changed: Vec<&Prepared> = prepared.iter().filter(|file| !file.is_there).collect();
         let pushed = |commit: String| Pushed {
             url: page_of(&client, revision),
-            repo: repo.clone(),
+            repo: target.repo.clone(),
             revision: revision.to_owned(),
             commit,
             files: changed.iter().map(|file| file.file.path.clone()).collect(),
@@ -97,15 +98,7 @@ pub(super) fn push(
 
 /// Makes a model repository where there is none; returns its whole id, `org/name`.
 pub(super) fn ensure_repo(env: &HubEnv, id: &str, is_private: Option<bool>) -> Result<String, HubError> {
-    if !is_repo_id(id) {
-        return Err(HubError::Id { id: id.to_owned() });
-    }
-    if env.offline {
-        return Err(HubError::Offline { repo: id.to_owned() });
-    }
-    if env.token.is_none() {
-        return Err(HubError::NoToken { repo: id.to_owned() });
-    }
+    require_access(env, id)?;
     let client = Client::new(env, id, true);
     let id = if id.contains('/') {
         id.to_owned()
@@ -120,15 +113,39 @@ pub(super) fn ensure_repo(env: &HubEnv, id: &str, is_private: Option<bool>) -> R
     if let Some(is_private) = is_private {
         asked["visibility"] = json!(if is_private { "private" } else { "public" });
     }
-    let created = client.send(&Ask::post(client.url("api/repos/create"), &asked, "the new repository"));
-    match created {
-        Ok(_) | Err(HubError::Conflict { .. }) => Ok(id),
-        // A token may be allowed to write to repositories but not to make them.
-        Err(error @ (HubError::Unauthorized { .. } | HubError::Forbidden { .. })) => {
-            commit_of(&client, RepoType::Model, "main").map_or(Err(error), |_| Ok(id.clone()))
-        }
-        Err(error) => Err(error),
+    let ask = Ask::post(client.url("api/repos/create"), &asked, "the new repository");
+    let mut tries = 1;
+    loop {
+        return match client.send(&ask) {
+            // Two repositories of an account are not made at the same time.
+            Err(HubError::Conflict { message, .. }) if tries < ATTEMPTS && message.contains("another conflicting") => {
+                std::thread::sleep(env.first_pause * tries);
+                tries += 1;
+                continue;
+            }
+            Ok(_) | Err(HubError::Conflict { .. }) => Ok(id),
+            // A token may be allowed to write to repositories but not to make them.
+            Err(error @ (HubError::Unauthorized { .. } | HubError::Forbidden { .. })) => {
+                commit_of(&client, RepoType::Model, "main").map_or(Err(error), |_| Ok(id.clone()))
+            }
+            Err(error) => Err(error),
+        };
     }
+}
+
+/// What is known without asking.
+fn require_access(env: &HubEnv, id: &str) -> Result<(), HubError> {
+    let repo = id.to_owned();
+    if !is_repo_id(id) {
+        return Err(HubError::Id { id: repo });
+    }
+    if env.offline {
+        return Err(HubError::Offline { repo });
+    }
+    if env.token.is_none() {
+        return Err(HubError::NoToken { repo });
+    }
+    Ok(())
 }
 
 /// The newest commit of a branch, which is made from `main` where it is missing.

@@ -1,5 +1,6 @@
 //! Why a recipe could not be carried out.
 
+use super::PushError;
 use super::parts::PromptLimit;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
@@ -87,6 +88,11 @@ pub enum RecipeError {
     /// One of several models could not be evaluated.
     #[error("{model}: {source}")]
     OfModel { model: String, source: Box<RecipeError> },
+    /// The run is done and its model is not on the Hub.
+    #[error("the model is in {}, but it was not pushed: {source}", folder.display())]
+    NotPushed { folder: PathBuf, command: String, source: Box<RecipeError> },
+    #[error(transparent)]
+    Push(#[from] PushError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -143,7 +149,8 @@ impl RecipeError {
             Self::Telemetry(error) => Some(error),
             Self::Text(error) => Some(error),
             Self::Train(error) => Some(error),
-            Self::OfModel { source, .. } => Some(source.as_ref()),
+            Self::OfModel { source, .. } | Self::NotPushed { source, .. } => Some(source.as_ref()),
+            Self::Push(error) => Some(error),
             _ => None,
         }
     }
@@ -157,6 +164,10 @@ impl Diagnose for RecipeError {
                 "The model does not fit: `candlewick train --dry-run` estimates what a run takes; `beta = 0` saves the \
                  reference model.",
             );
+        }
+        if let Self::NotPushed { command, source, .. } = self {
+            let first = source.hint().map_or_else(String::new, |hint| format!("{hint} "));
+            return Some(format!("{first}Then: {command}"));
         }
         let text = match self {
             Self::NoRows { limit: PromptLimit::Context { .. }, .. } => {

@@ -1,22 +1,27 @@
 //! From settings to parts: the only place that wires the types together.
 //!
 //! [`train()`] is a whole run; [`evaluate()`], [`perplexity()`], those of several models and [`generate()`] use
-//! finished models; [`merge()`] makes one of a model and its adapter; [`plan()`] says what a run would do. What the command line can do, a library user can do through these
-//! functions, and with rewards of their own. What the parts do is not decided here.
+//! finished models, [`merge()`] makes one of a model and its adapter, [`push()`] brings one to the Hub; [`plan()`] says
+//! what a run would do. What the command line can do, a library user can do through these functions, and with rewards of
+//! their own. What the parts do is not decided here.
 
 mod base;
+mod card;
 mod corpus;
 mod doctor;
 mod error;
 mod evaluate;
 mod evaluator;
 mod generate;
+mod inspect;
 mod memory;
 mod merge;
 mod method;
 mod parts;
 mod plan;
 mod policy;
+mod push;
+mod push_error;
 mod reward_model;
 mod start;
 mod train;
@@ -26,7 +31,10 @@ pub use doctor::Doctor;
 pub use error::RecipeError;
 pub use evaluate::{EvaluateOptions, Evaluation, Perplexities, evaluate, evaluate_models, perplexities};
 pub use generate::{GenerateOptions, generate};
+pub use inspect::{CheckpointSummary, inspect};
 pub use merge::merge;
 pub use parts::{AdapterFolder, LoadedModel, PromptLimit, load_model};
 pub use plan::{Plan, plan};
+pub use push::{LeftOut, PushPlan, plan_push, push};
+pub use push_error::PushError;
 pub use train::{TrainOptions, TrainReport, train};

@@ -1,22 +1,26 @@
 //! A whole training run: find, check, load, train, write, evaluate what was written.
 
 use super::RecipeError;
+use super::card::{CardBase, run_card};
 use super::evaluator::{Evaluator, evaluate_folder, evaluator};
 use super::method::method;
 use super::parts::{LoadedModel, check_device, graders};
 use super::policy::{StartPolicy, adapter};
+use super::push::push;
 use super::reward_model;
 use super::start::{Start, TrainingData};
 use crate::checkpoint::{
-    CardFacts, CardResult, CheckpointDir, CheckpointError, Keep, RunIdentity, SavedRollouts, TrainerState,
-    TrainingState, base_license, model_card, require_compatible, verify,
+    CheckpointDir, CheckpointError, Keep, RunIdentity, SavedRollouts, TrainerState, TrainingState, require_compatible,
+    verify,
 };
 use crate::config::{Algorithm, Resume, RewardConfig, RunConfig};
+use crate::env::HubEnv;
+use crate::hub::{PushEvent, PushTarget, Pushed, ensure_repo};
 use crate::io::{DirLock, sha256_file, write_atomic};
 use crate::model::PeftConfig;
 use crate::model::adapter::adapter_tensors;
 use crate::reward::WeightedRewards;
-use crate::telemetry::{CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, Summary, TensorBoardSink};
+use crate::telemetry::{CompletionsSink, Console, JsonlSink, MetricSink, Summary, TensorBoardSink};
 use crate::trainer::run::Evaluate;
 use crate::trainer::{Outcome, RunSettings, Trainer, restore, restore_reference, stop::StopSignal};
 use std::path::{Path, PathBuf};
@@ -42,6 +46,9 @@ pub struct TrainReport {
     pub outcome: Outcome,
     /// Evaluation before and after, steps, time, where the model is.
     pub summary: Summary,
+    /// What came of the push, where the settings ask for one and the run is finished. One that failed takes nothing
+    /// away: the error names the command that makes it again.
+    pub pushed: Option<Result<Pushed, RecipeError>>,
 }
 
 /// Trains as the settings say, and leaves checkpoints and the final model in their `output_dir`.
@@ -59,6 +66,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let started = Instant::now();
     let compute = check_device(settings)?;
     rewards.check()?;
+    let push_id = push_id(settings)?;
     let Start { mut model, data, base } = Start::new(settings)?;
     let adapter = adapter(settings, &model)?;
     let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
@@ -129,7 +137,8 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         let finish = |folder: &Path| {
             let evaluate = |evaluate: &Arc<Evaluator>| evaluate_folder(folder, task, &compute, evaluate.as_ref());
             let found = found_by.as_ref().map(evaluate).transpose()?;
-            let card = card(settings, &model, &trainer.state, found.as_ref().map(|found| found.figures));
+            let after = found.as_ref().map(|found| found.figures);
+            let card = run_card(settings, &CardBase::of(settings, &model), &trainer.state, after);
             write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
             Ok(found)
         };
@@ -138,6 +147,8 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
             trainer.show_samples(found.samples)?;
         }
     }
+    let pushed =
+        push_id.filter(|_| outcome == Outcome::Finished).map(|id| push_model(settings, &id, trainer.state.step));
     let summary = Summary {
         before: trainer.state.before,
         after,
@@ -146,7 +157,34 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         model: settings.output_dir.clone(),
         next_command: Some(next_command(settings, outcome)),
     };
-    Ok(TrainReport { outcome, summary })
+    Ok(TrainReport { outcome, summary, pushed })
+}
+
+/// The whole id of the repository that the run will be pushed to, which is made here: a token that may not push is found
+/// out before the run, not after it.
+fn push_id(settings: &RunConfig) -> Result<Option<String>, RecipeError> {
+    if !settings.push_to_hub {
+        return Ok(None);
+    }
+    Ok(Some(ensure_repo(&HubEnv::read(), &settings.push_id(), settings.hub_private_repo)?))
+}
+
+/// Pushes the final model.
+fn push_model(settings: &RunConfig, id: &str, step: u64) -> Result<Pushed, RecipeError> {
+    let folder = &settings.output_dir;
+    let target = PushTarget { repo: id.to_owned(), revision: None, message: format!("Model after {step} steps") };
+    let told = |event: PushEvent| {
+        if let PushEvent::Begin { files, bytes } = event {
+            tracing::info!("pushing {files} large files of {:.1} MB to {id}", bytes as f64 / 1e6);
+        }
+    };
+    push(&HubEnv::read(), folder, &target, settings.hub_private_repo, false, &told).map_err(|source| {
+        RecipeError::NotPushed {
+            folder: folder.clone(),
+            command: format!("candlewick push {} {id}", folder.display()),
+            source: Box::new(source),
+        }
+    })
 }
 
 /// The settings with the names and weights of the caller's own rewards, so that a checkpoint says what it was trained on.
@@ -251,49 +289,6 @@ fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64
     history.save_steps = settings.save_steps;
     history.num_train_epochs = settings.num_train_epochs.ceil() as u64;
     history.train_batch_size = (settings.prompts_per_step * settings.completions_per_prompt()) as u64;
-}
-
-fn card(settings: &RunConfig, model: &LoadedModel, state: &TrainingState, after: Option<EvalFigures>) -> String {
-    let file_name = |file: &str| Path::new(file).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut key_settings = vec![
-        ("learning_rate".to_owned(), settings.resolved_learning_rate().to_string()),
-        ("prompts_per_step".to_owned(), settings.prompts_per_optimizer_step().to_string()),
-    ];
-    if settings.samples_completions() {
-        key_settings.extend([
-            ("num_generations".to_owned(), settings.num_generations.to_string()),
-            ("beta".to_owned(), settings.resolved_beta().to_string()),
-            ("temperature".to_owned(), settings.temperature.to_string()),
-        ]);
-    }
-    if settings.algorithm == Algorithm::Pretrain {
-        key_settings.push(("block_size".to_owned(), settings.block_size.to_string()));
-    }
-    let dataset = match &settings.eval_file {
-        Some(file) => file_name(file),
-        None => format!("the end of {}", file_name(&settings.train_file)),
-    };
-    let result = |metric: &str, value: fn(&EvalFigures) -> Option<f64>| {
-        Some(CardResult {
-            metric: metric.to_owned(),
-            dataset: dataset.clone(),
-            before: state.before.as_ref().and_then(value),
-            after: after.as_ref().and_then(value)?,
-        })
-    };
-    let measured = [result("accuracy", |figures| figures.accuracy), result("perplexity", EvalFigures::perplexity)];
-    model_card(&CardFacts {
-        model_name: file_name(&settings.output_dir.to_string_lossy()),
-        base_model: model.resolved.repo.clone(),
-        algorithm: settings.algorithm.name().into(),
-        datasets: vec![file_name(&settings.train_file)],
-        license: base_license(&model.resolved.folder),
-        is_chat: model.template.is_some(),
-        steps: state.step,
-        settings: key_settings,
-        results: measured.into_iter().flatten().collect(),
-        versions: vec![("candlewick".into(), env!("CARGO_PKG_VERSION").into())],
-    })
 }
 
 fn next_command(settings: &RunConfig, outcome: Outcome) -> String {

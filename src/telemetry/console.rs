@@ -14,7 +14,7 @@ use super::{MetricSink, StepMetrics, TelemetryError};
 use crate::env;
 
 /// The bars of the process. Log lines go through the same object, so that they do not tear the bars apart.
-fn bars() -> &'static MultiProgress {
+pub(super) fn bars() -> &'static MultiProgress {
     static BARS: OnceLock<MultiProgress> = OnceLock::new();
     BARS.get_or_init(MultiProgress::new)
 }

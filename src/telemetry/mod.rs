@@ -8,6 +8,7 @@ mod jsonl;
 mod metrics;
 mod summary;
 mod tensorboard;
+mod transfer;
 mod watch;
 
 pub use console::{Console, LogWriter};
@@ -15,6 +16,7 @@ pub use jsonl::{CompletionRecord, CompletionsSink, JsonlSink};
 pub use metrics::StepMetrics;
 pub use summary::{EvalFigures, Summary};
 pub use tensorboard::TensorBoardSink;
+pub use transfer::Transfer;
 pub use watch::{NonFinite, StepFacts, Warning, Watch};
 
 use crate::error::{Diagnose, Exit};

@@ -88,6 +88,8 @@ struct State {
     faults: Vec<Fault>,
     seen: Vec<Seen>,
     settings: Settings,
+    /// The address of the Hub.
+    endpoint: String,
 }
 
 /// How the server behaves.
@@ -124,10 +126,11 @@ impl Hub {
     }
 
     pub fn start_at(address: &str, settings: Settings) -> Self {
-        let state = Arc::new(Mutex::new(State { settings, ..State::default() }));
         let (hub, storage) = (TcpListener::bind(address).unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
         let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
         let (endpoint, storage_address) = (address(&hub), address(&storage));
+        let state = State { settings, endpoint: endpoint.clone(), ..State::default() };
+        let state = Arc::new(Mutex::new(state));
         for (listener, is_storage) in [(hub, false), (storage, true)] {
             let (state, storage) = (state.clone(), storage_address.clone());
             std::thread::spawn(move || {

@@ -83,7 +83,7 @@ fn create(state: &mut State, asked: &Value) -> Answer {
     let owner = asked["organization"].as_str().unwrap_or(&state.settings.user).to_owned();
     let id = format!("{owner}/{}", asked["name"].as_str().unwrap_or_default());
     let kind = format!("{}s", asked["type"].as_str().unwrap_or("model"));
-    let answer = json!({ "url": format!("http://hub/{id}"), "name": id, "id": "1" });
+    let answer = json!({ "url": format!("{}/{id}", state.endpoint), "name": id, "id": "1" });
     let key = format!("{kind}/{id}");
     if state.repos.contains_key(&key) {
         return Answer { status: 409, ..Answer::json(&answer) };
@@ -333,6 +333,6 @@ fn commit(state: &mut State, key: &str, branch: &str, body: &[u8]) -> Answer {
     }
     let id = key.split_once('/').unwrap().1.to_owned();
     let oid = state.repos.get_mut(key).unwrap().push(branch, files);
-    let url = format!("http://hub/{id}/commit/{oid}");
+    let url = format!("{}/{id}/commit/{oid}", state.endpoint);
     Answer::json(&json!({ "success": true, "commitOid": oid, "commitUrl": url, "hookOutput": "" }))
 }
