@@ -1,6 +1,8 @@
 //! Compiles the kernels for a GPU where the feature `cuda` is on, and looks for the C++ compiler that the unit tests
 //! run them with on the CPU: without one, `cfg(emulation)` is off and those tests are left out.
 //!
+//! The recipes of `configs/` are put into the program.
+//!
 //! `CUDA_COMPUTE_CAP` is the compute capability to make machine code for, 80 (A100) by default, as for candle's kernels;
 //! newer GPUs compile the portable form that is added when they load it.
 
@@ -13,7 +15,8 @@ const DEFAULT_CAPABILITY: &str = "80";
 const SOURCE: &str = "src/ops/gpu/kernels.cu";
 
 fn main() {
-    for path in ["build.rs", "src/ops", "src/optim/adamw.cu", "src/rollout/sampler.cu"] {
+    write_recipes();
+    for path in ["build.rs", "configs", "src/ops", "src/optim/adamw.cu", "src/rollout/sampler.cu"] {
         println!("cargo::rerun-if-changed={path}");
     }
     for variable in ["CUDA_COMPUTE_CAP", "NVCC", "CUDA_HOME", "CXX"] {
@@ -28,6 +31,28 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_CUDA").is_some() {
         compile();
     }
+}
+
+/// Lists the files of `configs/` with their contents, as Rust text.
+fn write_recipes() {
+    let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("configs");
+    let (mut open, mut entries) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(&folder).expect("the folder of recipes can be read") {
+            let path = entry.expect("the folder of recipes can be read").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "toml") {
+                let name = path.strip_prefix(&root).expect("it is below").with_extension("");
+                let name = name.to_string_lossy().replace('\\', "/");
+                entries.push(format!("    ({name:?}, include_str!({:?})),\n", path.display().to_string()));
+            }
+        }
+    }
+    entries.sort();
+    let text = format!("/// Names and contents.\nconst RECIPES: &[(&str, &str)] = &[\n{}];\n", entries.concat());
+    let output = Path::new(&std::env::var_os("OUT_DIR").expect("cargo sets it")).join("recipes.rs");
+    std::fs::write(output, text).expect("the output folder can be written");
 }
 
 fn compile() {

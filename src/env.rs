@@ -10,6 +10,7 @@ use std::time::Duration;
 
 /// The variables by name, with what each does; the reference page lists them.
 pub const VARIABLES: &[(&str, &str)] = &[
+    ("PATH", "where the program of a `command` reward is looked for"),
     ("HF_HUB_CACHE", "folder of the Hub cache"),
     ("HUGGINGFACE_HUB_CACHE", "older name of HF_HUB_CACHE, which wins"),
     ("HF_HOME", "folder of all Hugging Face files; the cache is `hub` in it"),
@@ -24,6 +25,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("HF_HUB_DOWNLOAD_TIMEOUT", "seconds without a byte after which a download or a push tries again (default 60)"),
     ("HTTPS_PROXY", "address of a proxy; also HTTP_PROXY, ALL_PROXY and, for what needs none, NO_PROXY"),
     ("SSL_CERT_FILE", "certificates to trust in place of the system's; also SSL_CERT_DIR, a folder of them"),
+    ("WANDB_PROJECT", "project in wandb where `project` is not set"),
+    ("WANDB_MODE", "read by wandb: `offline` keeps the run on disk, for `wandb sync`"),
+    ("TRACKIO_PROJECT", "project in trackio where `project` is not set"),
+    ("TRACKIO_SPACE_ID", "read by trackio: the Space that it reports to"),
     ("NO_COLOR", "not empty: no colours"),
     ("CLICOLOR_FORCE", "not empty and not 0: colours also where the output is no terminal"),
     ("TERM", "`dumb`: no progress bars, plain lines instead"),
@@ -121,6 +126,20 @@ impl HubEnv {
             first_pause: FIRST_PAUSE,
         }
     }
+}
+
+/// The folders of `PATH`, in order.
+#[must_use]
+pub fn search_path() -> Vec<PathBuf> {
+    std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// A secret in a variable that the user names; None where it is not set or empty.
+#[must_use]
+pub fn secret(variable: &str) -> Option<Secret> {
+    let text = std::env::var(variable).ok()?;
+    let text = text.trim();
+    (!text.is_empty()).then(|| Secret::new(text))
 }
 
 /// Whether colours are wanted on an output that is (`is_terminal`) or is not a terminal.

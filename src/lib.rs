@@ -36,7 +36,7 @@
 //! A run can also be put together by hand: [`recipe`] shows how the parts fit.
 //!
 //! A module may use its own layer or a lower one; `tests/architecture.rs` keeps the order:
-//! `cli` > `recipe`, `config` > `trainer`, `eval`, `checkpoint` > `algorithm`, `batch` > `rollout`, `reward`, `data`,
+//! `cli` > `recipe`, `config`, `report` > `trainer`, `eval`, `checkpoint` > `algorithm`, `batch` > `rollout`, `reward`, `data`,
 //! `telemetry` > `model` > `text`, `hub` > `optim`, `ops` > `error`, `env`, `rng`, `io`, `device`.
 
 pub mod algorithm;
@@ -54,6 +54,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod recipe;
+pub mod report;
 pub mod reward;
 pub mod rng;
 pub mod rollout;

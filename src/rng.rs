@@ -22,6 +22,8 @@ pub enum Stream {
     Adapter = 6,
     /// What dropout leaves out: `(update, micro-batch, 0, 0)`, then `(module, 0, 0, 0)` with that as the seed.
     Dropout = 7,
+    /// Pauses between tries, by process instead of seed: `(request, try, 0, 0)`.
+    Retry = 8,
 }
 
 const ROUND_MULTIPLIERS: (u32, u32) = (0xD251_1F53, 0xCD9E_8D57);

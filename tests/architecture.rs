@@ -12,6 +12,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("cli", 7),
     ("recipe", 6),
     ("config", 6),
+    ("report", 6),
     ("trainer", 5),
     ("eval", 5),
     ("checkpoint", 5),

@@ -232,6 +232,30 @@ fn the_doctor_tells_what_there_is() {
     assert!(json["disks"][1]["free_bytes"].as_u64() > Some(0));
 }
 
+/// A report says where it is and how large, tells what it could not read, and refuses what is no run.
+#[test]
+fn runs_become_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("metrics.jsonl"), "{\"step\":1,\"reward\":0.5}\nnoise\n").unwrap();
+    let (run, page) = (run.to_str().unwrap(), folder.path().join("page.html"));
+    let page = page.to_str().unwrap();
+    let written = output(&["report", run, run, "--output", page]);
+    assert_eq!(written.status.code(), Some(0), "{}", text(&written.stderr));
+    let size = std::fs::metadata(page).unwrap().len().div_ceil(1024);
+    assert_eq!(text(&written.stdout), format!("{page} ({size} KiB, 2 runs)\n"));
+    assert!(text(&written.stderr).contains("metrics.jsonl: 1 line of 2 left out; the first is line 2"));
+
+    let nothing = output(&["report", folder.path().to_str().unwrap(), "--output", page]);
+    assert_eq!(nothing.status.code(), Some(3));
+    assert!(text(&nothing.stderr).contains(&format!("hint: name the runs in it: candlewick report {run}")));
+    assert_eq!(output(&["report", run, "--label", "a", "--label", "b"]).status.code(), Some(2));
+    assert_eq!(output(&["report"]).status.code(), Some(2));
+    let unwritable = output(&["report", run, "--output", &format!("{run}/metrics.jsonl/page.html")]);
+    assert_eq!(unwritable.status.code(), Some(5), "{}", text(&unwritable.stderr));
+}
+
 #[test]
 fn every_shell_gets_completions_that_name_the_verbs() {
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
@@ -241,4 +265,77 @@ fn every_shell_gets_completions_that_name_the_verbs() {
             assert!(text(&script.stdout).contains(verb.trim_start_matches('-')), "{shell}: {verb}");
         }
     }
+}
+
+#[test]
+fn recipes_are_listed_and_copied() {
+    let listed = output(&["ls"]);
+    assert_eq!(listed.status.code(), Some(0));
+    let line = text(&listed.stdout).lines().find(|line| line.starts_with("quickstart ")).unwrap().to_owned();
+    assert!(line.ends_with("A small starter model learns to answer so that the grader can read it."), "{line}");
+    let json: serde_json::Value = serde_json::from_slice(&output(&["ls", "--json"]).stdout).unwrap();
+    assert!(json.as_array().unwrap().iter().any(|recipe| recipe["name"] == "addition/grpo"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |args: &[&str]| candlewick(&[&["cp"], args].concat()).current_dir(folder.path()).output().unwrap();
+    let copied = copy(&["quickstart"]);
+    assert_eq!(copied.status.code(), Some(0), "{}", text(&copied.stderr));
+    insta::assert_snapshot!(text(&copied.stdout), @"
+    quickstart.toml
+      needs data/starter (model), which is not here: in the source tree of candlewick
+      needs data/math_tasks_train.jsonl (train_file), which is not here: in the source tree of candlewick
+      needs data/math_tasks_eval.jsonl (eval_file), which is not here: in the source tree of candlewick
+    ");
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join("quickstart.toml")).unwrap(),
+        std::fs::read_to_string("configs/quickstart.toml").unwrap()
+    );
+    let refused = copy(&["quickstart"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("quickstart.toml exists"), "{}", text(&refused.stderr));
+    assert_eq!(copy(&["quickstart", "--force"]).status.code(), Some(0));
+    assert_eq!(copy(&["nothing"]).status.code(), Some(2));
+}
+
+#[test]
+fn configurations_are_validated_without_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let good = output(&["validate", "configs/quickstart.toml"]);
+    assert_eq!(good.status.code(), Some(0), "{}", text(&good.stderr));
+    assert_eq!(text(&good.stdout), "configs/quickstart.toml: valid (grpo, 4096 rows, 60 steps of 32 prompts)\n");
+
+    let rows = write("rows.jsonl", "{\"prompt\": \"1 + 1 =\", \"answer\": \"two\"}\n");
+    let remote = "model = 'org/none-of-this'\noutput_dir = 'o'\n";
+    let absent = write("absent.toml", &format!("{remote}train_file = 'data/math_tasks_train.jsonl'\n"));
+    let bad_rows = write("bad_rows.toml", &format!("{remote}train_file = '{rows}'\n"));
+    let bad_key = write("bad_key.toml", &format!("{remote}train_flie = 'x'\n"));
+    let cache = folder.path().join("cache");
+    let run = |args: &[&str]| candlewick(&[&["validate"], args].concat()).env("HF_HUB_CACHE", &cache).output().unwrap();
+    let told = run(&[&absent]);
+    assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
+    assert!(text(&told.stdout).contains("org/none-of-this was not looked at: it is not on this machine"));
+    // What is on this machine is looked at all the same.
+    let bad = run(&[&absent, &bad_rows, &bad_key]);
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(text(&bad.stderr).contains("does not end in an integer: `two`"), "{}", text(&bad.stderr));
+    assert!(text(&bad.stderr).contains("did you mean `train_file`?"), "{}", text(&bad.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&run(&[&absent, &bad_rows, "--json"]).stdout).unwrap();
+    assert_eq!((&json[0]["valid"], &json[1]["valid"], &json[1]["exit_code"]), (&true.into(), &false.into(), &3.into()));
+    assert!(!cache.exists(), "nothing is fetched");
+}
+
+#[test]
+fn the_first_rows_of_a_run_are_shown() {
+    let args = ["data", "preview", "configs/quickstart.toml", "--rows", "2"];
+    let shown = output(&args);
+    assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
+    insta::assert_snapshot!("preview_of_the_quickstart", text(&shown.stdout));
+    let json: serde_json::Value = serde_json::from_slice(&output(&[&args[..], &["--json"]].concat()).stdout).unwrap();
+    assert_eq!((json["rows"].as_array().unwrap().len(), &json["num_rows"]), (2, &4096.into()));
+    assert_eq!(json["rows"][0]["prompt_tokens"], json["rows"][0]["prompt_ids"].as_array().unwrap().len());
 }

@@ -27,6 +27,18 @@ fn message(folder: &Path, layers: &Layers) -> String {
 
 const COMPLETE: &str = "model = \"m\"\ntrain_file = \"t.jsonl\"\n";
 
+/// A table of a judge with what it needs but for the reading of the score, and these further lines.
+macro_rules! judge {
+    ($lines:literal) => {
+        concat!(
+            "[[rewards]]\nname = \"judge\"\nbase_url = \"http://localhost:8000/v1\"\njudge_model = \"m\"\n",
+            "prompt_template = \"{completion}\"\n",
+            $lines,
+            "\n"
+        )
+    };
+}
+
 /// Each case: its name, and the file beside the two settings that are always needed.
 const WRONG: &[(&str, &str)] = &[
     ("unknown_key", "learnig_rate = 1e-6\n"),
@@ -74,6 +86,33 @@ const WRONG: &[(&str, &str)] = &[
       [[rewards]]\nname = \"repetition_penalty\"\nlabel = \"second\"\nmax_penalty = 0.5\n\n\
       [[rewards]]\nname = \"soft_overlong\"\nsoft_punish_cache = 9\n",
     ),
+    (
+        "reward_command",
+        "[[rewards]]\nname = \"command\"\n\n[[rewards]]\nname = \"command\"\nlabel = \"empty\"\ncommand = []\n\n\
+      [[rewards]]\nname = \"command\"\nlabel = \"late\"\ncommand = [\"x\"]\ntimeout_secs = 0\nletter = \"e\"\n",
+    ),
+    ("reward_command_types", "[[rewards]]\nname = \"command\"\ncommand = \"python3 grade.py\"\nmax_restarts = -1\n"),
+    (
+        "reward_judge",
+        "[[rewards]]\nname = \"judge\"\n\n\
+      [[rewards]]\nname = \"judge\"\nlabel = \"address\"\nbase_url = \"localhost:8000\"\n\n\
+      [[rewards]]\nname = \"judge\"\nlabel = \"whole\"\nbase_url = \"http://localhost/v1/chat/completions\"\n\n\
+      [[rewards]]\nname = \"judge\"\nlabel = \"password\"\nbase_url = \"http://me:secret@localhost/v1\"\n",
+    ),
+    ("reward_judge_key", judge!("score_key = \"score\"\napi_key_env = \"sk-0123456789\"")),
+    ("reward_judge_group", judge!("score_pattern = '[0-9]+'")),
+    ("reward_judge_pattern", judge!("score_pattern = '('")),
+    ("reward_judge_scores", judge!("score_pattern = '([0-9]+)'\nscore_key = \"score\"")),
+    ("reward_judge_no_score", judge!("concurrency = 0")),
+    ("reward_judge_scale", judge!("score_key = \"score\"\nmin_score = 5\nmax_score = 1\ntemperature = inf")),
+    ("reward_judge_half_scale", judge!("score_key = \"score\"\nmax_score = 1")),
+    ("reward_judge_temperature", judge!("score_key = \"score\"\ntemperature = -1")),
+    ("reward_judge_concurrency", judge!("score_key = \"score\"\nconcurrency = 1000\non_failure = \"skip\"")),
+    (
+        "reward_judge_blind",
+        "[[rewards]]\nname = \"judge\"\nbase_url = \"http://localhost/v1\"\njudge_model = \"m\"\n\
+      prompt_template = \"{prompt}\"\nscore_key = \"score\"\n",
+    ),
     ("reward_types", "[[rewards]]\nname = \"letter_count\"\nletter = 3\nnormalize = 1\nngram_size = -1\n"),
     ("grader_without_rewards", "algorithm = \"sft\"\nrewards = []\neval_grader = \"reward\"\n"),
     ("wrong_grader", "eval_grader = \"exact-match\"\n"),
@@ -110,7 +149,7 @@ const WRONG: &[(&str, &str)] = &[
     ("warmup", "warmup_steps = 100\nmax_steps = 50\n"),
     ("warmup_fraction", "warmup_steps = 2.5\n"),
     ("eval_without_file", "eval_steps = 10\neval_max_rows = 5\n"),
-    ("tracker", "report_to = [\"wandb\", \"none\", \"tensorboard\"]\n"),
+    ("tracker", "report_to = [\"mlflow\", \"none\", \"tensorboard\"]\npython = \"\"\n"),
     ("no_effect_sft", "algorithm = \"sft\"\nbeta = 0.1\nnum_generations = 1\n"),
     ("no_effect_grpo", "completion_only_loss = false\nraft_min_reward = 0.5\n"),
     (
@@ -232,6 +271,41 @@ fn each_wrong_file_of_pretraining_gives_its_message() {
     let mut all = String::new();
     for (name, text) in WRONG_PRETRAINING {
         let (folder, layers) = layers(text);
+        writeln!(all, "======== {name}\n{}\n", message(folder.path(), &layers)).unwrap();
+    }
+    insta::assert_snapshot!(all);
+}
+
+/// Each case: its name, and what stands beside the model.
+const WRONG_DATA: &[(&str, &str)] = &[
+    ("two_sources", "train_file = \"t\"\ndataset_name = \"org/name\"\n"),
+    ("mixture_and_data_set", "dataset_name = \"org/name\"\n\n[[train_mix]]\nfile = \"t\"\n"),
+    ("mixture_and_file", "train_file = \"t\"\n\n[[train_mix]]\nfile = \"t\"\n"),
+    ("no_data_set", "train_file = \"t\"\ndataset_config = \"main\"\ndataset_test_split = \"test\"\n"),
+    ("two_evaluations", "dataset_name = \"org/name\"\neval_file = \"e\"\ndataset_test_split = \"test\"\n"),
+    ("splits", "dataset_name = \"org/name\"\ndataset_train_split = \"train[:5\"\ndataset_test_split = \"test[x:]\"\n"),
+    (
+        "templates",
+        "train_file = \"t\"\nprompt_template = \"Question:\"\nanswer_regex = \"[0-9]+\"\nprompt_column = \"q\"\n",
+    ),
+    ("patterns", "train_file = \"t\"\nprompt_template = \"{a\"\nanswer_regex = \"(a)(b)\"\n"),
+    ("no_pattern", "train_file = \"t\"\nanswer_regex = \"(\"\n"),
+    (
+        "sources",
+        "[[train_mix]]\nfile = \"t\"\nweight = 0\n\n[[train_mix]]\nweight = -1\n\n[[train_mix]]\nfile = \"t\"\n\
+      dataset_name = \"d\"\n\n[[train_mix]]\nfile = \"t\"\ndataset_split = \"train\"\nweight = inf\nprompt_template = \"{\"\n\
+      prompt_column = \"q\"\n\n[[train_mix]]\nfile = \"t\"\nanswer_regex = \"x\"\n",
+    ),
+    ("key_of_a_source", "[[train_mix]]\nfile = \"t\"\nwieght = 2\n"),
+    ("foreign", "dataset = \"org/name\"\n\n[[datasets]]\npath = \"x\"\n"),
+    ("a_text", "algorithm = \"pretrain\"\ndataset_name = \"org/name\"\n"),
+];
+
+#[test]
+fn each_wrong_source_of_data_gives_its_message() {
+    let mut all = String::new();
+    for (name, text) in WRONG_DATA {
+        let (folder, layers) = layers(&format!("model = \"m\"\n{text}"));
         writeln!(all, "======== {name}\n{}\n", message(folder.path(), &layers)).unwrap();
     }
     insta::assert_snapshot!(all);

@@ -27,7 +27,11 @@ fn letters() -> RewardConfig {
 
 fn run(settings: &RunConfig, data: PathBuf) -> Result<Evaluation, RecipeError> {
     let output = Some(data.with_extension("results"));
-    evaluate(settings, &EvaluateOptions { data, num_samples: 1, num_rows: None, output, rewards: None }, &mut ())
+    evaluate(
+        settings,
+        &EvaluateOptions { data: data.into(), num_samples: 1, num_rows: None, output, rewards: None },
+        &mut (),
+    )
 }
 
 fn write(folder: &Path, rows: &[(&str, &str)]) -> PathBuf {

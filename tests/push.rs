@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use candlewick::env::{HubEnv, Secret};
 use candlewick::error::{Diagnose, Exit};
-use candlewick::hub::{HubError, PushEvent, PushTarget, Pushed};
+use candlewick::hub::{HubError, PushEvent, PushTarget, Pushed, resolve_with};
 use candlewick::recipe::{PushError, RecipeError, plan_push, push};
 use hub_server::wire::Answer;
 use hub_server::{Failure, Hub, Settings, Stored};
@@ -502,4 +502,20 @@ fn a_run_is_pushed_at_its_end() {
     fs::write(&weights, bytes).unwrap();
     let error = push_it(&env(&hub), &checkpoint, &branch).unwrap_err();
     assert!(error.to_string().contains("model.safetensors is damaged"), "{error}");
+}
+
+/// A second witness: the Rust client of Hugging Face downloads what was pushed, byte for byte, and its cache serves here.
+#[test]
+fn hf_hub_finds_what_was_pushed() {
+    let (hub, folder, cache) = (hub(), folder(), tempfile::tempdir().unwrap());
+    let pushed = push_it(&env(&hub), folder.path(), &target()).unwrap();
+    let client = hf_hub::HFClient::builder().endpoint(&hub.endpoint).cache_dir(cache.path()).token(TOKEN);
+    let repo = client.build_sync().unwrap().model("org", "tiny");
+    for name in PUSHED.iter().filter(|name| **name != "README.md") {
+        let path = repo.download_file().filename(*name).send().unwrap();
+        assert!(fs::read(path).unwrap() == fs::read(folder.path().join(name)).unwrap(), "{name}");
+    }
+    let env = HubEnv { cache: cache.path().to_owned(), ..env(&hub) };
+    let found = resolve_with(&env, ID, None, true, &|_| {}).unwrap();
+    assert_eq!(found.commit, Some(pushed.commit));
 }

@@ -54,7 +54,7 @@ fn the_starter_knows_the_sums_but_answers_past_the_grader() {
         ..RunConfig::default()
     };
     let data = file("data/math_tasks_eval.jsonl");
-    let options = EvaluateOptions { data, num_samples: 1, num_rows: None, output: None, rewards: None };
+    let options = EvaluateOptions { data: data.into(), num_samples: 1, num_rows: None, output: None, rewards: None };
     let evaluation = evaluate(&settings, &options, &mut ()).unwrap();
     let read_in_context = |completion: &str| {
         let text = completion.trim_start();

@@ -171,7 +171,7 @@ fn body(card: &mut String, facts: &CardFacts) {
     }
 }
 
-/// Lines of Python that load the model and let it write.
+/// Lines of Python that load the model and use it.
 fn quick_start(facts: &CardFacts) -> String {
     if facts.algorithm == REWARD {
         let turns = r#"[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]"#;

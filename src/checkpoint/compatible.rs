@@ -17,6 +17,7 @@ const SILENT: &[&str] = &[
     "logging_steps",
     "threads",
     "report_to",
+    "python",
     "project",
     "run_name",
     "offline",
@@ -45,6 +46,9 @@ pub struct RunIdentity {
     pub tokenizer_sha256: String,
     /// SHA-256 of the training data.
     pub data_sha256: String,
+    /// The commits of the training data sets, where they came from a hub.
+    #[serde(default)]
+    pub data_revision: Option<String>,
     /// SHA-256 over names and shapes of the trained tensors, by [`RunIdentity::hash_shapes`].
     pub shapes_sha256: String,
 }
@@ -89,6 +93,7 @@ impl RunIdentity {
             "config_sha256": self.config_sha256(),
             "tokenizer_sha256": self.tokenizer_sha256,
             "data_sha256": self.data_sha256,
+            "data_revision": self.data_revision,
             "shapes_sha256": self.shapes_sha256,
         })
     }
@@ -127,8 +132,9 @@ pub fn compare_identity(saved: &RunIdentity, current: &RunIdentity, has_rollouts
     };
     compare("shapes of the weights", &saved.shapes_sha256, &current.shapes_sha256, true);
     compare("tokenizer", &saved.tokenizer_sha256, &current.tokenizer_sha256, true);
-    let commit = |identity: &RunIdentity| identity.revision.clone().unwrap_or_else(|| "none".into());
-    compare("commit of the model", &commit(saved), &commit(current), true);
+    let commit = |commit: &Option<String>| commit.clone().unwrap_or_else(|| "none".into());
+    compare("commit of the model", &commit(&saved.revision), &commit(&current.revision), true);
+    compare("commit of the data set", &commit(&saved.data_revision), &commit(&current.data_revision), false);
     compare("training data", &saved.data_sha256, &current.data_sha256, false);
     let keys: BTreeSet<_> = saved.config.keys().chain(current.config.keys()).collect();
     for key in keys {
@@ -206,6 +212,22 @@ mod tests {
         let (saved, current) = (identity(&json!({"num_generations": 8})), identity(&json!({"num_generations": 4})));
         assert!(require_compatible(Path::new("c"), &saved, &current, false).is_ok());
         assert!(require_compatible(Path::new("c"), &saved, &current, true).is_err());
+    }
+
+    #[test]
+    fn other_weights_of_sources_and_another_commit_of_the_data_are_told() {
+        let of = |weight: f64, commit: &str| RunIdentity {
+            data_revision: Some(commit.to_owned()),
+            ..identity(&json!({"train_mix": [{"file": "a.jsonl", "weight": weight}]}))
+        };
+        let rest = require_compatible(Path::new("c"), &of(1.0, "aa"), &of(2.0, "bb"), false).unwrap();
+        let texts: Vec<_> = rest.iter().map(ToString::to_string).collect();
+        assert_eq!(texts[0], "commit of the data set: aa in the checkpoint, bb now");
+        assert!(texts[1].starts_with("train_mix: ") && texts[1].contains("2.0"), "{texts:?}");
+        // Checkpoints from before data sets had commits are still read.
+        let mut old = serde_json::to_value(of(1.0, "aa")).unwrap();
+        old.as_object_mut().unwrap().remove("data_revision");
+        assert_eq!(serde_json::from_value::<RunIdentity>(old).unwrap().data_revision, None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! `candlewick data`: make data files.
+//! `candlewick data`: make data files, and look at those of a run.
 
+use super::settings::Settings;
 use super::{Failure, print};
 use candlewick::data::{ArithmeticConfig, Operator, Split, write_arithmetic, write_arithmetic_split};
+use candlewick::recipe::preview;
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Make data files.
+/// Make data files, and look at those of a run.
 #[derive(Debug, Args)]
 pub struct DataArgs {
     #[command(subcommand)]
@@ -24,6 +27,26 @@ enum DataVerb {
         --completion-template '{answer}'\n  \
         candlewick data arithmetic pairs.jsonl --completion-template ' {answer}' --rejected-template ' {wrong}'")]
     Arithmetic(ArithmeticArgs),
+    /// Show the first rows of a run as it would see them, and which rows it leaves out.
+    ///
+    /// The chat template is applied, tokens are counted, and rows come in the order in which the run draws them.
+    #[command(after_help = "Example:\n  candlewick data preview configs/quickstart.toml --rows 2 --ids")]
+    Preview(Box<PreviewArgs>),
+}
+
+#[derive(Debug, Args)]
+struct PreviewArgs {
+    #[command(flatten)]
+    settings: Settings,
+    /// Rows to show.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rows: usize,
+    /// Show token ids too.
+    #[arg(long)]
+    ids: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +105,12 @@ enum SplitName {
 /// Runs the verb.
 pub fn run(args: DataArgs) -> Result<ExitCode, Failure> {
     match args.verb {
+        DataVerb::Preview(args) => {
+            let mut layers = args.settings.layers();
+            layers.must_find_data = true;
+            let preview = preview(&layers.resolve()?.config, args.rows)?;
+            print(&if args.json { format!("{:#}\n", json!(preview)) } else { preview.render(args.ids) })?;
+        }
         DataVerb::Arithmetic(args) => {
             let config = ArithmeticConfig {
                 rows: args.rows,

@@ -3,6 +3,7 @@
 use super::sampling::SamplingArgs;
 use super::{Failure, print};
 use candlewick::config::{Layers, Override, RunConfig};
+use candlewick::data::Source;
 use candlewick::error::{Diagnose, Exit};
 use candlewick::eval::{Column, CompareOptions, Comparison, Estimate, Evaluated, Perplexity, compare, labels};
 use candlewick::recipe::{EvaluateOptions, Perplexities, evaluate_models, perplexities};
@@ -24,7 +25,7 @@ pub struct EvalArgs {
     /// Model folders or Hub ids.
     #[arg(value_name = "MODEL", required = true)]
     models: Vec<String>,
-    /// JSONL file with the rows [default: the configuration's `eval_file`].
+    /// File with the rows: JSON Lines, JSON array or Parquet [default: the rows that the configuration evaluates on].
     #[arg(long, value_name = "FILE", required_unless_present_any = ["config", "text"])]
     data: Option<PathBuf>,
     /// Text file whose perplexity is told; without rows, that alone.
@@ -113,9 +114,9 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
         (given, models) if given.len() == models.len() => given.to_vec(),
         (given, models) => return Err(EvalArgsError::Labels { labels: given.len(), models: models.len() }.into()),
     };
-    let data = match (&args.data, &settings.eval_file, &args.text) {
-        (Some(data), ..) => Some(data.clone()),
-        (None, Some(data), _) => Some(data.into()),
+    let data = match (&args.data, settings.eval_source()?, &args.text) {
+        (Some(data), ..) => Some(data.into()),
+        (None, Some(source), _) => Some(source),
         (None, None, Some(_)) => None,
         (None, None, None) => {
             return Err(EvalArgsError::NoData { config: args.config.last().cloned().unwrap_or_default() }.into());
@@ -146,9 +147,9 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Evaluates the models on the rows of `data`.
-fn comparison(args: &EvalArgs, settings: &RunConfig, data: &Path, labels: &[String]) -> Result<Comparison, Failure> {
+fn comparison(args: &EvalArgs, settings: &RunConfig, data: &Source, labels: &[String]) -> Result<Comparison, Failure> {
     let options = EvaluateOptions {
-        data: data.to_owned(),
+        data: data.clone(),
         num_samples: args.num_samples as usize,
         num_rows: args.num_rows.map(NonZeroUsize::get),
         output: args.output.clone(),

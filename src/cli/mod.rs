@@ -13,9 +13,12 @@ mod failure;
 mod generate;
 mod merge;
 mod push;
+mod recipes;
+mod report;
 mod sampling;
 mod settings;
 mod train;
+mod validate;
 
 pub use failure::Failure;
 
@@ -49,6 +52,12 @@ enum Verb {
     Merge(merge::MergeArgs),
     Push(push::PushArgs),
     Checkpoint(checkpoint::CheckpointArgs),
+    #[command(name = "ls")]
+    List(recipes::ListArgs),
+    #[command(name = "cp")]
+    Copy(recipes::CopyArgs),
+    Validate(validate::ValidateArgs),
+    Report(report::ReportArgs),
     Config(config::ConfigArgs),
     Data(data::DataArgs),
     Doctor(doctor::DoctorArgs),
@@ -73,6 +82,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure
         Verb::Merge(args) => merge::run(&args),
         Verb::Push(args) => push::run(&args),
         Verb::Checkpoint(args) => checkpoint::run(&args),
+        Verb::List(args) => recipes::list(&args),
+        Verb::Copy(args) => recipes::copy(&args),
+        Verb::Validate(args) => validate::run(&args),
+        Verb::Report(args) => report::run(&args),
         Verb::Config(args) => config::run(&args),
         Verb::Data(args) => data::run(args),
         Verb::Doctor(args) => doctor::run(&args),

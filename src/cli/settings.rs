@@ -43,10 +43,18 @@ flags! {
     model: "MODEL",
     /// Branch, tag or commit of a Hub id.
     revision: "REV",
-    /// JSONL file of the training rows; of pretrain a text file.
+    /// File of the training rows: JSON Lines, JSON array or Parquet; of pretrain a text file.
     train_file: "FILE",
-    /// JSONL file of the evaluation rows.
+    /// File of the evaluation rows.
     eval_file: "FILE",
+    /// Data set on the Hub or in a folder, in place of files.
+    dataset_name: "NAME",
+    /// Configuration of the data set.
+    dataset_config: "NAME",
+    /// Split to train on, or a part of it: train[:500].
+    dataset_train_split: "SPLIT",
+    /// Split to evaluate on.
+    dataset_test_split: "SPLIT",
     /// Folder for checkpoints, metrics and the final model.
     output_dir: "DIR",
     /// Names every random draw.

@@ -92,10 +92,17 @@ fn missing(config: &RunConfig) -> Vec<Problem> {
         };
         found.push(Problem::new(&["model", "architecture"], "`model` is not set").help(help));
     }
-    if config.train_file.trim().is_empty() {
-        let help =
-            if is_text { "name a text file" } else { "name a file with rows: JSON Lines, a JSON array or Parquet" };
-        found.push(Problem::new(&["train_file"], "`train_file` is not set").help(help));
+    let has_other = !is_text && (config.dataset_name.is_some() || !config.train_mix.is_empty());
+    if config.train_file.trim().is_empty() && !has_other {
+        let help = if is_text {
+            "name a text file"
+        } else {
+            "name a file with rows (JSON Lines, a JSON array or Parquet), or a data set as `dataset_name`"
+        };
+        // What is wrong with the others is told there.
+        let keys: &[&'static str] =
+            if is_text { &["train_file"] } else { &["train_file", "dataset_name", "train_mix"] };
+        found.push(Problem::new(keys, "`train_file` is not set").help(help));
     }
     if config.eval_file.as_deref().is_some_and(|path| path.trim().is_empty()) {
         found.push(Problem::new(&["eval_file"], "`eval_file` is empty").help("name a file with rows, or leave it out"));
@@ -114,7 +121,9 @@ fn missing(config: &RunConfig) -> Vec<Problem> {
 pub(super) fn missing_files(config: &RunConfig) -> Vec<Problem> {
     let named = [("train_file", Some(&config.train_file)), ("eval_file", config.eval_file.as_ref())];
     let named = named.into_iter().filter_map(|(key, path)| Some((key, path.filter(|path| !path.trim().is_empty())?)));
+    let mixed = config.train_mix.iter().filter_map(|source| Some(("train_mix", source.file.as_ref()?)));
     named
+        .chain(mixed)
         .filter(|(_, path)| !Path::new(path).is_file())
         .map(|(key, path)| {
             let problem = Problem::new(&[key], format!("`{key}` names {path}, which is no file"));
@@ -259,7 +268,7 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
         let message = "`eval_steps` is set, but `validation_fraction` is 0: there is nothing to evaluate on";
         found.push(Problem::new(&["eval_steps", "validation_fraction"], message).help("set it to 0.1, say"));
     }
-    if !is_text && c.eval_file.is_none() && c.eval_steps > 0 {
+    if !is_text && !c.has_eval_rows() && c.eval_steps > 0 {
         let message = "`eval_steps` is set, but there is no `eval_file`";
         found.push(Problem::new(&["eval_steps", "eval_file"], message).help("name a file with rows to evaluate on"));
     }
@@ -272,15 +281,24 @@ fn contradictions(config: &RunConfig) -> Vec<Problem> {
     found
 }
 
+/// What `report_to` can name, besides `none`.
+const TRACKERS: [&str; 4] = ["tensorboard", "csv", "wandb", "trackio"];
+
 fn trackers(config: &RunConfig) -> Vec<Problem> {
-    let unknown = config.report_to.iter().filter(|name| !["none", "tensorboard"].contains(&name.as_str()));
-    unknown
+    let unknown = config.report_to.iter().filter(|name| !TRACKERS.contains(&name.as_str()) && *name != "none");
+    let mut found: Vec<Problem> = unknown
         .map(|name| {
             let message = format!("`report_to` names \"{name}\", which this version cannot write to");
-            let help = "take \"tensorboard\", or leave it out: metrics.jsonl and completions.jsonl are always written";
+            let help = "take any of \"tensorboard\", \"csv\", \"wandb\", \"trackio\", or leave it out: metrics.jsonl and \
+                        completions.jsonl are always written";
             Problem::new(&["report_to"], message).help(help)
         })
-        .collect()
+        .collect();
+    if config.python.is_empty() {
+        let help = "name a Python interpreter, or remove it";
+        found.push(Problem::new(&["python"], "`python` is empty".to_owned()).help(help));
+    }
+    found
 }
 
 fn pushing(config: &RunConfig) -> Vec<Problem> {

@@ -48,7 +48,7 @@ pub struct Diagnostic {
 impl Diagnostic {
     /// Whether it speaks of this setting, or of this table.
     pub(super) fn names(&self, key: &str) -> bool {
-        let spellings = [format!("`{key}`"), format!("`[{key}]`")];
+        let spellings = [format!("`{key}`"), format!("`[{key}]`"), format!("`[[{key}]]`")];
         let speaks = |text: &String| spellings.iter().any(|spelling| text.contains(spelling));
         speaks(&self.message) || self.help.iter().any(speaks)
     }

@@ -99,8 +99,17 @@ const HAS_WEIGHTS: Condition = Condition {
 };
 const IS_PUSHED: Condition =
     Condition { key: "push_to_hub", holds: |c| c.push_to_hub, otherwise: "without `push_to_hub = true`" };
-const HAS_EVALUATION: Condition =
-    Condition { key: "eval_file", holds: |c| c.eval_file.is_some(), otherwise: "without `eval_file`" };
+const HAS_EVALUATION: Condition = Condition {
+    key: "eval_file",
+    holds: RunConfig::has_eval_rows,
+    otherwise: "without `eval_file` or `dataset_test_split`",
+};
+const HAS_DATASET: Condition =
+    Condition { key: "dataset_name", holds: |c| c.dataset_name.is_some(), otherwise: "without `dataset_name`" };
+const HAS_NO_FILE: Condition =
+    Condition { key: "train_file", holds: |c| c.train_file.is_empty(), otherwise: "with `train_file`" };
+const HAS_NO_MIX: Condition =
+    Condition { key: "train_mix", holds: |c| c.train_mix.is_empty(), otherwise: "with `[[train_mix]]`" };
 
 const HAS_NO_TEMPLATE: Condition = Condition {
     key: "prompt_template",
@@ -115,7 +124,7 @@ const SAMPLES: Condition = Condition {
 };
 const SCORES: Condition = Condition {
     key: "dpo_pairs",
-    holds: |c| c.algorithm != Dpo || c.samples_completions() || c.eval_file.is_some(),
+    holds: |c| c.algorithm != Dpo || c.samples_completions() || c.has_eval_rows(),
     otherwise: "without `dpo_pairs = \"sampled\"` or an `eval_file`",
 };
 const READS_PAIRS: Condition = Condition {
@@ -133,8 +142,15 @@ const HAS_LABELS: Condition = Condition {
 const EFFECTS: &[Effect] = &[
     of("init", &[]).only(&[HAS_WEIGHTS]),
     of("revision", &[]).only(&[HAS_WEIGHTS]),
+    of("train_file", &[]).only(&[HAS_NO_MIX]),
     of("eval_file", ROWS),
     of("eval_grader", GRADED),
+    of("dataset_name", ROWS),
+    of("dataset_config", ROWS).only(&[HAS_DATASET]),
+    of("dataset_revision", ROWS).only(&[HAS_DATASET]),
+    of("dataset_train_split", ROWS).only(&[HAS_DATASET, HAS_NO_FILE, HAS_NO_MIX]),
+    of("dataset_test_split", ROWS).only(&[HAS_DATASET]),
+    of("train_mix", ROWS),
     of("prompt_column", ROWS).only(&[HAS_NO_TEMPLATE]),
     of("prompt_template", ROWS),
     of("answer_column", GRADED),
@@ -281,6 +297,7 @@ mod tests {
                 "push_to_hub",
                 "hub_model_id",
                 "hub_private_repo",
+                "python",
                 "project",
                 "run_name",
             ],
@@ -289,6 +306,12 @@ mod tests {
             &[Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Reward, Sft],
             &[
                 "eval_file",
+                "dataset_name",
+                "dataset_config",
+                "dataset_revision",
+                "dataset_train_split",
+                "dataset_test_split",
+                "train_mix",
                 "eval_max_rows",
                 "prompt_column",
                 "prompt_template",
@@ -362,6 +385,7 @@ mod tests {
                         DpoPairs::Sampled
                     },
                     eval_file: Some("e".into()),
+                    dataset_name: Some("d".into()),
                     beta: Some(0.04),
                     sync_ref_model: true,
                     dynamic_sampling: true,

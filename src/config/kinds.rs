@@ -9,6 +9,7 @@ pub use crate::algorithm::{DpoLossType, ImportanceSamplingLevel, KlEstimator, Lo
 pub use crate::data::OnBadRow;
 pub use crate::device::DeviceKind;
 pub use crate::optim::LrSchedulerType;
+pub use crate::reward::OnFailure;
 
 /// How a run learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

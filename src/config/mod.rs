@@ -14,21 +14,26 @@ mod kinds;
 mod layers;
 mod lora;
 mod names;
+mod outside_rewards;
 mod reference;
 mod resolved;
+mod reward_config;
+mod reward_kinds;
 mod rewards;
 mod run_config;
 mod schema;
 mod show;
 
 pub use architecture::ArchitectureConfig;
+pub use data::{MixConfig, TrainingSource};
 pub use diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
 pub use kinds::{
     Algorithm, ComputeDtype, DeviceKind, DpoLossType, DpoPairs, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator,
-    LossType, LrSchedulerType, ModelType, OnBadRow, SaveDtype, ScaleRewards, TokenizerKind,
+    LossType, LrSchedulerType, ModelType, OnBadRow, OnFailure, SaveDtype, ScaleRewards, TokenizerKind,
 };
 pub use layers::{ENV_PREFIX, Layers, Override, Resolved};
 pub use lora::{BaseFormat, LoraConfig, Targets};
 pub use reference::reference_page;
 pub use resolved::Resume;
-pub use run_config::{RewardConfig, RunConfig};
+pub use reward_config::RewardConfig;
+pub use run_config::RunConfig;

@@ -26,7 +26,7 @@ pub(super) static RUN_FIELDS: LazyLock<Vec<Field>> =
 
 /// The settings of a `[[rewards]]` table.
 pub(super) static REWARD_FIELDS: LazyLock<Vec<Field>> =
-    LazyLock::new(|| fields(include_str!("run_config.rs"), "RewardConfig"));
+    LazyLock::new(|| fields(include_str!("reward_config.rs"), "RewardConfig"));
 
 /// The settings of the `[architecture]` table.
 pub(super) static ARCHITECTURE_FIELDS: LazyLock<Vec<Field>> =
@@ -34,6 +34,8 @@ pub(super) static ARCHITECTURE_FIELDS: LazyLock<Vec<Field>> =
 
 /// The settings of the `[lora]` table.
 pub(super) static LORA_FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| fields(include_str!("lora.rs"), "LoraConfig"));
+/// The settings of a `[[train_mix]]` table.
+pub(super) static MIX_FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| fields(include_str!("data.rs"), "MixConfig"));
 
 /// Reads the public fields of `pub struct <name>` with their doc comments out of Rust source text that rustfmt wrote.
 fn fields(source: &str, name: &str) -> Vec<Field> {
@@ -85,8 +87,12 @@ pub(super) const FOREIGN: &[Foreign] = &[
     noted("torch_dtype", "dtype", "`f32` or `bf16`"),
     noted("bf16", "dtype", "`bf16 = true` is `dtype = \"bf16\"`"),
     noted("fp16", "dtype", "computing in f16 is not supported"),
-    noted("dataset", "train_file", "a JSONL file"),
-    noted("dataset_name", "train_file", "a JSONL file"),
+    same("dataset", "dataset_name"),
+    same("dataset_path", "dataset_name"),
+    noted("dataset_split", "dataset_train_split", "and `dataset_test_split`"),
+    noted("datasets", "train_mix", "one `[[train_mix]]` table each"),
+    noted("dataset_mixer", "train_mix", "one `[[train_mix]]` table each"),
+    noted("data_files", "train_file", "one file; several are a `dataset_name`, a folder of them"),
     same("train_data", "train_file"),
     same("train_path", "train_file"),
     same("context_length", "block_size"),
@@ -105,7 +111,7 @@ pub(super) const FOREIGN: &[Foreign] = &[
     noted("lora_target_modules", "lora", "it is `target_modules` of the `[lora]` table"),
     noted("use_rslora", "lora", "it is `use_rslora` of the `[lora]` table"),
     same("eval_data", "eval_file"),
-    noted("eval_dataset", "eval_file", "a JSONL file"),
+    noted("eval_dataset", "eval_file", "or `dataset_test_split`"),
     same("prompt_field", "prompt_column"),
     same("answer_field", "answer_column"),
     same("group_size", "num_generations"),
@@ -185,7 +191,7 @@ pub(super) const FOREIGN: &[Foreign] = &[
     noted("no_cuda", "device", "`\"cpu\"`"),
     noted("use_cpu", "device", "`\"cpu\"`"),
     same("num_threads", "threads"),
-    noted("use_wandb", "report_to", "other trackers are not supported yet"),
+    noted("use_wandb", "report_to", "`[\"wandb\"]`"),
     same("wandb_project", "project"),
     same("wandb_run_name", "run_name"),
     noted("use_vllm", "", "completions are sampled by this program itself"),
@@ -201,7 +207,7 @@ pub(super) fn foreign(name: &str) -> Option<&'static Foreign> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ArchitectureConfig, LoraConfig, RewardConfig, RunConfig};
+    use crate::config::{ArchitectureConfig, LoraConfig, MixConfig, RewardConfig, RunConfig};
 
     fn keys(value: &serde_json::Value) -> Vec<String> {
         value.as_object().unwrap().keys().cloned().collect()
@@ -215,6 +221,7 @@ mod tests {
         let architecture = serde_json::to_value(ArchitectureConfig::default()).unwrap();
         assert_eq!(names(&ARCHITECTURE_FIELDS), keys(&architecture));
         assert_eq!(names(&LORA_FIELDS), keys(&serde_json::to_value(LoraConfig::default()).unwrap()));
+        assert_eq!(names(&MIX_FIELDS), keys(&serde_json::to_value(MixConfig::default()).unwrap()));
     }
 
     #[test]

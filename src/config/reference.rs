@@ -3,8 +3,8 @@
 //! Owns the page's form only; its words are those of `run_config.rs` and `names.rs`. The page in `configs/` is kept
 //! equal to this by a test.
 
-use super::names::{ARCHITECTURE_FIELDS, FOREIGN, Field, LORA_FIELDS, REWARD_FIELDS, RUN_FIELDS};
-use super::rewards::KINDS;
+use super::names::{ARCHITECTURE_FIELDS, FOREIGN, Field, LORA_FIELDS, MIX_FIELDS, REWARD_FIELDS, RUN_FIELDS};
+use super::reward_kinds::KINDS;
 use crate::env::VARIABLES;
 use std::fmt::Write as _;
 
@@ -38,6 +38,11 @@ pub fn reference_page() -> String {
                 let keys = kind.keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
                 let _ = writeln!(page, "| `{}` | {} | {keys} |", kind.name, cell(kind.score));
             }
+        }
+        if field.name == "train_mix" {
+            page.push_str("\nKeys of a `[[train_mix]]` table:\n\n| key | type | meaning |\n|---|---|---|\n");
+            MIX_FIELDS.iter().for_each(|field| write_row(&mut page, field));
+            page.push_str("\nFurther settings of the data:\n\n| setting | type | meaning |\n|---|---|---|\n");
         }
         if field.name == "architecture" {
             page.push_str("\nKeys of the `[architecture]` table:\n\n| key | type | meaning |\n|---|---|---|\n");
@@ -80,7 +85,7 @@ fn kind(rust: &str) -> &'static str {
         "bool" => "boolean",
         "String" | "PathBuf" => "string",
         "Vec<String" => "list of strings",
-        "Vec<RewardConfig" => "list of tables",
+        "Vec<RewardConfig" | "Vec<MixConfig" => "list of tables",
         "ArchitectureConfig" => "table",
         kind if kind.starts_with("serde_json") => "table",
         _ => "word",
@@ -95,7 +100,7 @@ fn cell(text: &str) -> String {
 mod tests {
     use super::super::show::toml_value;
     use super::*;
-    use crate::config::{ArchitectureConfig, LoraConfig, RewardConfig, RunConfig};
+    use crate::config::{ArchitectureConfig, LoraConfig, MixConfig, RewardConfig, RunConfig};
     use serde_json::Value;
 
     /// The comments are prose, but the default they state is a value that the code knows too.
@@ -106,6 +111,7 @@ mod tests {
             (&REWARD_FIELDS, serde_json::to_value(RewardConfig::default()).unwrap()),
             (&ARCHITECTURE_FIELDS, serde_json::to_value(ArchitectureConfig::default()).unwrap()),
             (&LORA_FIELDS, serde_json::to_value(LoraConfig::default()).unwrap()),
+            (&MIX_FIELDS, serde_json::to_value(MixConfig::default()).unwrap()),
         ];
         for (fields, defaults) in tables {
             for field in fields.iter() {

@@ -1,225 +1,26 @@
-//! The rewards that a `[[rewards]]` table can name: their keys, their values, and the making of them.
+//! The `[[rewards]]` tables of a configuration: what is wrong with them, and the rewards that they make.
 //!
-//! [`KINDS`] has a line for each. What a reward computes is the business of `reward`; a table is checked by making the
-//! reward of it, so that nothing is accepted that cannot be made.
+//! A table is checked by making the reward of it, so that nothing is accepted that cannot be made. The single kinds are
+//! in `reward_kinds.rs`.
 
 use super::checks::Problem;
 use super::diagnostic::{ConfigError, Place};
 use super::kinds::EvalGrader;
-use super::names::nearest;
-use super::run_config::{RewardConfig, RunConfig};
-use crate::reward::{
-    DEFAULT_FORMAT, ExactMatch, Format, Labelled, LastInteger, Length, LetterCount, ModelReward, ModelRewardConfig,
-    PerDigit, RegexReward, RelativeDistance, RepetitionPenalty, Reward, RewardError, SoftOverlong, Uppercase,
-    WeightedRewards,
-};
+use super::names::{REWARD_FIELDS, nearest};
+use super::reward_config::RewardConfig;
+use super::reward_kinds::{Fault, KINDS};
+use super::run_config::RunConfig;
+use crate::reward::{Labelled, Reward, WeightedRewards};
 use std::sync::Arc;
 
-type Made = Result<Arc<dyn Reward>, Fault>;
-
-/// One kind of reward.
-pub(super) struct Kind {
-    /// Its name in a table, and in metrics where there is no label.
-    pub name: &'static str,
-    /// What the score is, for the reference page.
-    pub score: &'static str,
-    /// The keys it reads beside `name`, `label` and `weight`.
-    pub keys: &'static [&'static str],
-    make: fn(&RewardConfig, &RunConfig) -> Made,
-}
-
-/// Every kind, in the order of the reference page.
-pub(super) const KINDS: &[Kind] = &[
-    Kind {
-        name: "last_integer",
-        score: "`correct_reward` where the last integer of the completion is that of the answer column, \
-                else `wrong_reward`",
-        keys: &["correct_reward", "wrong_reward"],
-        make: |table, config| {
-            let (answer_column, (correct_reward, wrong_reward)) = (config.answer_column.clone(), outcomes(table));
-            Ok(Arc::new(LastInteger { answer_column, correct_reward, wrong_reward }))
-        },
-    },
-    Kind {
-        name: "exact_match",
-        score: "`correct_reward` where the completion is the text of the answer column, white space at both ends \
-                aside, else `wrong_reward`",
-        keys: &["correct_reward", "wrong_reward"],
-        make: |table, config| {
-            let (answer_column, (correct_reward, wrong_reward)) = (config.answer_column.clone(), outcomes(table));
-            Ok(Arc::new(ExactMatch { answer_column, correct_reward, wrong_reward }))
-        },
-    },
-    Kind {
-        name: "per_digit",
-        score: "characters that stand where the answer has them, counted from the start, over the length of the \
-                longer text, white space at both ends aside: 0 to 1",
-        keys: &[],
-        make: |_, config| Ok(Arc::new(PerDigit { answer_column: config.answer_column.clone() })),
-    },
-    Kind {
-        name: "relative_distance",
-        score: "1 - abs(x - y) / max(abs(x), abs(y)) of the last integers of completion and answer: 1 where they are \
-                equal, 0 to 1 where they have the same sign, down to -1 where not; 0 where there is no integer",
-        keys: &[],
-        make: |_, config| Ok(Arc::new(RelativeDistance { answer_column: config.answer_column.clone() })),
-    },
-    Kind {
-        name: "format",
-        score: "`correct_reward` where `pattern` matches the whole completion, else `wrong_reward`",
-        keys: &["pattern", "correct_reward", "wrong_reward"],
-        make: |table, _| {
-            let mut format = Format::new(table.pattern.as_deref().unwrap_or(DEFAULT_FORMAT)).map_err(bad_pattern)?;
-            (format.correct_reward, format.wrong_reward) = outcomes(table);
-            Ok(Arc::new(format))
-        },
-    },
-    Kind {
-        name: "regex",
-        score: "`correct_reward` where `pattern` matches anywhere in the completion, else `wrong_reward`",
-        keys: &["pattern", "correct_reward", "wrong_reward"],
-        make: |table, _| {
-            let mut regex =
-                RegexReward::new(required(table.pattern.as_ref(), "pattern", table)?).map_err(bad_pattern)?;
-            (regex.correct_reward, regex.wrong_reward) = outcomes(table);
-            Ok(Arc::new(regex))
-        },
-    },
-    Kind {
-        name: "uppercase",
-        score: "uppercase letters over letters: 0 to 1; 0 where there are no letters",
-        keys: &[],
-        make: |_, _| Ok(Arc::new(Uppercase)),
-    },
-    Kind {
-        name: "letter_count",
-        score: "how often `letter` occurs; with `normalize` its share of all characters, 0 to 1",
-        keys: &["letter", "normalize"],
-        make: |table, _| {
-            let mut characters = required(table.letter.as_ref(), "letter", table)?.chars();
-            let (Some(letter), None) = (characters.next(), characters.next()) else {
-                return Err(Fault::new("letter", "`letter` must be one character"));
-            };
-            Ok(Arc::new(LetterCount { letter, normalize: table.normalize.unwrap_or(false) }))
-        },
-    },
-    Kind {
-        name: "length",
-        score: "minus the tokens by which the completion is longer or shorter than `target_length`",
-        keys: &["target_length"],
-        make: |table, _| Ok(Arc::new(Length { target_length: table.target_length.unwrap_or(0) })),
-    },
-    Kind {
-        name: "repetition_penalty",
-        score: "the share of n-grams of `ngram_size` tokens that are repeated, times `max_penalty`",
-        keys: &["ngram_size", "max_penalty"],
-        make: |table, _| {
-            let default = RepetitionPenalty::default();
-            let ngram_size = table.ngram_size.unwrap_or(default.ngram_size);
-            let max_penalty = table.max_penalty.unwrap_or(default.max_penalty);
-            if ngram_size == 0 {
-                return Err(Fault::new("ngram_size", "`ngram_size` must be 1 or more, not 0"));
-            }
-            if max_penalty > 0.0 {
-                let message = format!("`max_penalty` must be 0 or less, not {max_penalty}");
-                return Err(Fault::new("max_penalty", message));
-            }
-            Ok(Arc::new(RepetitionPenalty { ngram_size, max_penalty }))
-        },
-    },
-    Kind {
-        name: "soft_overlong",
-        score: "0 up to `max_completion_len` - `soft_punish_cache` tokens, then down to -1 at `max_completion_len` and \
-                beyond (DAPO)",
-        keys: &["max_completion_len", "soft_punish_cache"],
-        make: |table, config| {
-            let max_completion_len = table.max_completion_len.unwrap_or(config.max_completion_length);
-            let soft_punish_cache = *required(table.soft_punish_cache.as_ref(), "soft_punish_cache", table)?;
-            if soft_punish_cache > max_completion_len {
-                let message = format!(
-                    "`soft_punish_cache` ({soft_punish_cache}) is more than the {max_completion_len} tokens that a \
-                     completion may have"
-                );
-                return Err(Fault::new("soft_punish_cache", message));
-            }
-            Ok(Arc::new(SoftOverlong { max_completion_len, soft_punish_cache }))
-        },
-    },
-    Kind {
-        name: "model",
-        score: "what a reward model gives to prompt and completion: any number, the higher the better; of a text beyond its \
-                context it reads the end",
-        keys: &["model", "revision"],
-        make: |table, config| {
-            let model = required(table.model.as_ref(), "model", table)?.clone();
-            if model.trim().is_empty() {
-                return Err(Fault::new("model", "`model` is empty").help("name a folder or a Hub id (`org/name`)"));
-            }
-            Ok(Arc::new(ModelReward::new(ModelRewardConfig {
-                model,
-                revision: table.revision.clone(),
-                offline: config.offline,
-                chat_template_kwargs: config.chat_template_kwargs.clone(),
-                max_tokens: config.max_tokens_per_micro_batch,
-            })))
-        },
-    },
-];
-
-/// What is wrong with one table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Fault {
-    /// The key to blame; it need not be there.
-    key: &'static str,
-    /// What is wrong, in one sentence.
-    message: String,
-    /// What to do.
-    help: Option<String>,
-}
-
-impl Fault {
-    fn new(key: &'static str, message: impl Into<String>) -> Self {
-        Self { key, message: message.into(), help: None }
-    }
-
-    fn help(self, help: impl Into<String>) -> Self {
-        Self { help: Some(help.into()), ..self }
-    }
-}
-
-fn outcomes(table: &RewardConfig) -> (f64, f64) {
-    (table.correct_reward.unwrap_or(1.0), table.wrong_reward.unwrap_or(0.0))
-}
-
-fn required<'a, T>(value: Option<&'a T>, key: &str, table: &RewardConfig) -> Result<&'a T, Fault> {
-    value.ok_or_else(|| Fault::new("name", format!("the reward `{}` needs `{key}`", table.name)))
-}
-
-fn bad_pattern(error: RewardError) -> Fault {
-    let message = match error {
-        RewardError::Pattern { reason, .. } => format!("`pattern` is no regular expression: {reason}"),
-        other => other.to_string(),
-    };
-    Fault::new("pattern", message).help("in TOML, 'single quotes' leave backslashes alone")
-}
+/// The keys that every reward reads.
+const COMMON: [&str; 3] = ["name", "label", "weight"];
 
 /// The keys of a table that have a value and are not read by every reward.
 fn given_keys(table: &RewardConfig) -> Vec<&'static str> {
-    let given = [
-        ("correct_reward", table.correct_reward.is_some()),
-        ("wrong_reward", table.wrong_reward.is_some()),
-        ("pattern", table.pattern.is_some()),
-        ("letter", table.letter.is_some()),
-        ("normalize", table.normalize.is_some()),
-        ("target_length", table.target_length.is_some()),
-        ("ngram_size", table.ngram_size.is_some()),
-        ("max_penalty", table.max_penalty.is_some()),
-        ("max_completion_len", table.max_completion_len.is_some()),
-        ("soft_punish_cache", table.soft_punish_cache.is_some()),
-        ("model", table.model.is_some()),
-        ("revision", table.revision.is_some()),
-    ];
-    given.into_iter().filter(|(_, is_given)| *is_given).map(|(key, _)| key).collect()
+    let values = serde_json::to_value(table).unwrap_or_default();
+    let is_given = |key: &&str| !COMMON.contains(key) && !values[*key].is_null();
+    REWARD_FIELDS.iter().map(|field| field.name.as_str()).filter(is_given).collect()
 }
 
 fn words(names: impl Iterator<Item = &'static str>) -> String {
@@ -252,6 +53,9 @@ fn make(table: &RewardConfig, config: &RunConfig) -> Result<Arc<dyn Reward>, Vec
         ("correct_reward", table.correct_reward),
         ("wrong_reward", table.wrong_reward),
         ("max_penalty", table.max_penalty),
+        ("min_score", table.min_score),
+        ("max_score", table.max_score),
+        ("temperature", table.temperature),
     ];
     for (key, value) in numbers {
         if let Some(value) = value.filter(|value| !value.is_finite()) {
@@ -322,7 +126,6 @@ impl RunConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::super::names::REWARD_FIELDS;
     use super::*;
     use std::collections::BTreeSet;
 
@@ -330,43 +133,41 @@ mod tests {
         RewardConfig { name: name.to_owned(), ..RewardConfig::default() }
     }
 
+    /// A table of this kind with what it needs.
+    fn complete(kind: &str) -> RewardConfig {
+        let table = table(kind);
+        match kind {
+            "regex" => RewardConfig { pattern: Some("a".into()), ..table },
+            "letter_count" => RewardConfig { letter: Some("e".into()), ..table },
+            "soft_overlong" => RewardConfig { soft_punish_cache: Some(8), ..table },
+            "model" => RewardConfig { model: Some("folder".into()), ..table },
+            "command" => RewardConfig { command: Some(vec!["cat".into()]), ..table },
+            "judge" => RewardConfig {
+                base_url: Some("http://localhost:1/v1/".into()),
+                judge_model: Some("m".into()),
+                prompt_template: Some("{completion}".into()),
+                score_key: Some("score".into()),
+                ..table
+            },
+            _ => table,
+        }
+    }
+
     /// Every key of a table is read by some kind, and every kind reads keys that exist.
     #[test]
     fn the_kinds_read_the_keys_that_exist() {
-        let common = ["name", "label", "weight"];
         let fields: BTreeSet<&str> = REWARD_FIELDS.iter().map(|field| field.name.as_str()).collect();
-        let read: BTreeSet<&str> = KINDS.iter().flat_map(|kind| kind.keys).copied().chain(common).collect();
+        let read: BTreeSet<&str> = KINDS.iter().flat_map(|kind| kind.keys).copied().chain(COMMON).collect();
         assert_eq!(fields, read);
-        let all_given = RewardConfig {
-            correct_reward: Some(1.0),
-            wrong_reward: Some(1.0),
-            pattern: Some(String::new()),
-            letter: Some(String::new()),
-            normalize: Some(true),
-            target_length: Some(1),
-            ngram_size: Some(1),
-            max_penalty: Some(0.0),
-            max_completion_len: Some(1),
-            soft_punish_cache: Some(1),
-            model: Some(String::new()),
-            revision: Some(String::new()),
-            ..RewardConfig::default()
-        };
-        let given: BTreeSet<&str> = given_keys(&all_given).into_iter().chain(common).collect();
-        assert_eq!(fields, given);
+        let some = RewardConfig { normalize: Some(false), command: Some(vec![]), ..RewardConfig::default() };
+        assert_eq!(given_keys(&some), ["normalize", "command"]);
     }
 
     /// A kind's name in the table is the reward's own name, and a label takes its place.
     #[test]
     fn every_kind_makes_the_reward_of_its_name() {
         for kind in KINDS {
-            let table = RewardConfig {
-                pattern: (kind.name == "regex").then(|| "a".to_owned()),
-                letter: (kind.name == "letter_count").then(|| "e".to_owned()),
-                soft_punish_cache: (kind.name == "soft_overlong").then_some(8),
-                model: (kind.name == "model").then(|| "folder".to_owned()),
-                ..table(kind.name)
-            };
+            let table = complete(kind.name);
             let labelled = RewardConfig { label: Some("other".into()), weight: 0.5, ..table.clone() };
             let config = RunConfig { rewards: vec![table, labelled], ..RunConfig::default() };
             let rewards = config.build_rewards().unwrap();

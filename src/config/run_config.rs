@@ -6,11 +6,13 @@
 //! whether the values fit together is checked in `checks.rs`.
 
 use super::architecture::ArchitectureConfig;
+use super::data::MixConfig;
 use super::kinds::{
     Algorithm, ComputeDtype, DeviceKind, DpoLossType, DpoPairs, EvalGrader, ImportanceSamplingLevel, Init, KlEstimator,
     LossType, LrSchedulerType, OnBadRow, SaveDtype, ScaleRewards,
 };
 use super::lora::LoraConfig;
+use super::reward_config::RewardConfig;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -76,10 +78,29 @@ pub struct RunConfig {
 
     // # Data
     /// File of the training rows: JSON Lines, one JSON array of objects, or Parquet (`pretrain`: a text file in UTF-8).
-    /// Required. Default `""`: there is no data that fits everyone.
+    /// Required, unless `dataset_name` or `[[train_mix]]` says what to train on.
+    /// Default `""`: there is no data that fits everyone.
     pub train_file: String,
-    /// File of the rows that evaluations measure on, of the same formats. Default none: nothing is evaluated.
+    /// File of the rows that evaluations measure on, of the same formats. Default none: nothing is evaluated, unless
+    /// `dataset_test_split` names a split.
     pub eval_file: Option<String>,
+    /// Data set in place of `train_file`: `org/name` on the Hub, or a folder with files as there. Its card's `configs`
+    /// say which files are which split, else their names do (`data/train-00000-of-00001.parquet`, `train.jsonl`; a folder
+    /// of splits is a configuration). Default none: `train_file` is read.
+    pub dataset_name: Option<String>,
+    /// Configuration of the data set. Default none: the only one, or the default one.
+    pub dataset_config: Option<String>,
+    /// Branch, tag or commit of a data set on the Hub. Default none: the main branch.
+    pub dataset_revision: Option<String>,
+    /// Split to train on, or a part of it as in `datasets`: `train[:500]`, `train[10%:20%]`. Default `"train"`: as TRL.
+    pub dataset_train_split: String,
+    /// Split to evaluate on, or a part of it, in place of `eval_file`. Default none: `eval_file` is read, where there is
+    /// one; TRL's `"test"` would evaluate where nobody asked for it.
+    pub dataset_test_split: Option<String>,
+    /// Several sources to train on, one `[[train_mix]]` table each, in place of `train_file`. An epoch has as many rows as
+    /// all of them together, and each source its share by `weight`; a file that has any replaces the whole list.
+    /// Default `[]`: one source is enough.
+    pub train_mix: Vec<MixConfig>,
     /// Column with the prompt: a string, or a list of chat messages. A row without it may have `messages` instead: the
     /// turns before the last one of the assistant are the prompt, that one is the column `completion`.
     /// Default `"prompt"`: as TRL.
@@ -327,8 +348,9 @@ pub struct RunConfig {
     pub save_steps: u64,
     /// Checkpoints kept, the newest ones and the best; 0 keeps all. Default `3`: disks are finite.
     pub save_total_limit: usize,
-    /// Where metrics go besides metrics.jsonl and completions.jsonl: `["tensorboard"]` writes event files below
-    /// `output_dir/runs`; other trackers are not supported yet. Default `[]`: the two files are always written.
+    /// Where metrics go besides metrics.jsonl and completions.jsonl: `tensorboard` (event files below
+    /// `output_dir/runs`), `csv` (metrics.csv), `wandb` and `trackio` (by their own packages, in `python`); any of them.
+    /// Default `[]`: the two files are always written.
     pub report_to: Vec<String>,
     /// Push the final model to the Hub. It takes an access token (`HF_TOKEN`), which is tried before the run begins.
     /// Default `false`: what is yours stays here.
@@ -337,82 +359,19 @@ pub struct RunConfig {
     pub hub_model_id: Option<String>,
     /// Whether a repository that is made for the push is private. Default none: as the account's settings say.
     pub hub_private_repo: Option<bool>,
-    /// Name of the project the run belongs to, kept in each checkpoint's `run_config.toml`. Default none: no project.
+    /// Python interpreter that has the packages `wandb` or `trackio`: a path, or a name on the PATH. Only `report_to` can
+    /// need one. Default `"python3"`: that of an active virtual environment.
+    pub python: String,
+    /// Name of the project the run belongs to in `wandb` and `trackio`. Default none: that of the tracker's environment
+    /// (`WANDB_PROJECT`, `TRACKIO_PROJECT`), else `candlewick`.
     pub project: Option<String>,
-    /// Name of the run, kept in each checkpoint's `run_config.toml`, and its folder of event files. Default none: no name.
+    /// Name of the run in `wandb` and `trackio`, and of its folder of event files. Default none: the name of
+    /// `output_dir`, and `run` for the event files.
     pub run_name: Option<String>,
 }
 
-/// One reward function with its weight. A key that the function does not read is an error.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RewardConfig {
-    /// Which reward function. Default `"last_integer"`: the last integer of the completion against the answer's.
-    pub name: String,
-    /// Its name in metrics and messages; two rewards of one function need different ones. Default none: `name`.
-    pub label: Option<String>,
-    /// Factor of this reward in the sum, any finite number. Default `1.0`: the reward as it is.
-    pub weight: f64,
-    /// Score of a right completion, any finite number. Default none: 1, so that the mean reward is the accuracy.
-    pub correct_reward: Option<f64>,
-    /// Score of any other completion, any finite number. Default none: 0, so that the mean reward is the accuracy.
-    pub wrong_reward: Option<f64>,
-    /// Regular expression in the syntax of <https://docs.rs/regex>: no look-around, no back-references.
-    /// Default none: `[0-9]+` for `format`; `regex` needs one.
-    pub pattern: Option<String>,
-    /// The character to count; capitals differ. Default none: `letter_count` needs one.
-    pub letter: Option<String>,
-    /// Divide the count by the number of characters, white space included. Default none: `false`, the plain count.
-    pub normalize: Option<bool>,
-    /// Wanted tokens of a completion, an ending EOS counted. Default none: 0, the shorter the better.
-    pub target_length: Option<usize>,
-    /// Tokens of an n-gram, 1 or more. Default none: 3, as TRL.
-    pub ngram_size: Option<usize>,
-    /// Score that a completion of nothing but repetition comes near to, 0 or less. Default none: -1, as TRL.
-    pub max_penalty: Option<f64>,
-    /// Tokens from which on the cost is 1. Default none: `max_completion_length`, where completions are cut.
-    pub max_completion_len: Option<usize>,
-    /// Tokens before `max_completion_len` over which the cost rises, 0 to `max_completion_len`.
-    /// Default none: `soft_overlong` needs it.
-    pub soft_punish_cache: Option<usize>,
-    /// The reward model: a folder or a Hub id (`org/name`) of a sequence classifier with one label, such as
-    /// `algorithm = "reward"` writes. Default none: the reward `model` needs one.
-    pub model: Option<String>,
-    /// Branch, tag or commit of its Hub id. Default none: the main branch.
-    pub revision: Option<String>,
-}
-
-impl Default for RewardConfig {
-    fn default() -> Self {
-        Self {
-            name: "last_integer".to_owned(),
-            label: None,
-            weight: 1.0,
-            correct_reward: None,
-            wrong_reward: None,
-            pattern: None,
-            letter: None,
-            normalize: None,
-            target_length: None,
-            ngram_size: None,
-            max_penalty: None,
-            max_completion_len: None,
-            soft_punish_cache: None,
-            model: None,
-            revision: None,
-        }
-    }
-}
-
-impl RewardConfig {
-    /// The name in metrics and messages: the label, else the function's name.
-    #[must_use]
-    pub fn called(&self) -> &str {
-        self.label.as_deref().unwrap_or(&self.name)
-    }
-}
-
 impl Default for RunConfig {
+    #[expect(clippy::too_many_lines, reason = "a line a setting")]
     fn default() -> Self {
         Self {
             algorithm: Algorithm::default(),
@@ -431,6 +390,12 @@ impl Default for RunConfig {
             lora: None,
             train_file: String::new(),
             eval_file: None,
+            dataset_name: None,
+            dataset_config: None,
+            dataset_revision: None,
+            dataset_train_split: "train".to_owned(),
+            dataset_test_split: None,
+            train_mix: Vec::new(),
             prompt_column: "prompt".to_owned(),
             prompt_template: None,
             answer_column: "answer".to_owned(),
@@ -511,6 +476,7 @@ impl Default for RunConfig {
             push_to_hub: false,
             hub_model_id: None,
             hub_private_repo: None,
+            python: "python3".to_owned(),
             project: None,
             run_name: None,
         }

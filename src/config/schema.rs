@@ -4,10 +4,12 @@
 //! and wrong types. Whether values fit together is not looked at here.
 
 use super::architecture::ArchitectureConfig;
+use super::data::MixConfig;
 use super::diagnostic::{Diagnostic, Place};
 use super::lora::LoraConfig;
-use super::names::{ARCHITECTURE_FIELDS, Field, LORA_FIELDS, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
-use super::run_config::{RewardConfig, RunConfig};
+use super::names::{ARCHITECTURE_FIELDS, Field, LORA_FIELDS, MIX_FIELDS, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
+use super::reward_config::RewardConfig;
+use super::run_config::RunConfig;
 use serde::Deserialize;
 use std::ops::Range;
 use toml::Spanned;
@@ -30,6 +32,7 @@ enum Kind {
     Reward,
     Architecture,
     Lora,
+    Mix,
 }
 
 impl Kind {
@@ -39,6 +42,7 @@ impl Kind {
             Self::Reward => &REWARD_FIELDS,
             Self::Architecture => &ARCHITECTURE_FIELDS,
             Self::Lora => &LORA_FIELDS,
+            Self::Mix => &MIX_FIELDS,
         }
     }
 
@@ -57,6 +61,7 @@ impl Kind {
             Self::Run | Self::Reward => "",
             Self::Architecture => " of `[architecture]`",
             Self::Lora => " of `[lora]`",
+            Self::Mix => " of `[[train_mix]]`",
         }
     }
 
@@ -67,6 +72,7 @@ impl Kind {
             Self::Reward => RewardConfig::deserialize(table).map(drop),
             Self::Architecture => ArchitectureConfig::deserialize(table).map(drop),
             Self::Lora => LoraConfig::deserialize(table).map(drop),
+            Self::Mix => MixConfig::deserialize(table).map(drop),
         }
     }
 }
@@ -85,10 +91,15 @@ fn check_table(kind: Kind, table: &Table<'_>, source: &Source<'_>, found: &mut V
             continue;
         };
         let before = found.len();
-        if name == "rewards" && value.get_ref().is_array() {
-            for element in value.get_ref().as_array().into_iter().flatten() {
+        let element_kind = match name {
+            "rewards" => Some(Kind::Reward),
+            "train_mix" => Some(Kind::Mix),
+            _ => None,
+        };
+        if let (Some(of_element), Some(elements)) = (element_kind, value.get_ref().as_array()) {
+            for element in elements {
                 match element.get_ref().as_table() {
-                    Some(reward) => drop(check_table(Kind::Reward, reward, source, found)),
+                    Some(table) => drop(check_table(of_element, table, source, found)),
                     None => found.push(wrong_type(kind, field, &element.span(), source)),
                 }
             }
@@ -131,12 +142,15 @@ fn unknown(kind: Kind, name: &str, value: &DeValue<'_>, place: Place) -> Diagnos
         help.push(format!("an architecture has {}", list(names, "and")));
     } else if kind == Kind::Lora {
         help.push(format!("an adapter has {}", list(names, "and")));
+    } else if kind == Kind::Mix {
+        help.push(format!("a source has {}", list(names, "and")));
     }
     let what = match kind {
         Kind::Run => "unknown setting",
         Kind::Reward => "unknown key of a reward",
         Kind::Architecture => "unknown key of `[architecture]`",
         Kind::Lora => "unknown key of `[lora]`",
+        Kind::Mix => "unknown key of `[[train_mix]]`",
     };
     Diagnostic { message: format!("{what} `{name}`"), place, help }
 }
@@ -151,6 +165,7 @@ fn wrong_type(kind: Kind, field: &Field, span: &Range<usize>, source: &Source<'_
         "String" | "PathBuf" => "a string".to_owned(),
         "Vec<String" => "a list of strings".to_owned(),
         "Vec<RewardConfig" => "a list of tables, each under the head `[[rewards]]`".to_owned(),
+        "Vec<MixConfig" => "a list of tables, each under the head `[[train_mix]]`".to_owned(),
         "ArchitectureConfig" => "a table, under the head `[architecture]`".to_owned(),
         "LoraConfig" => "a table, under the head `[lora]`".to_owned(),
         "Targets" => "a list of names, or \"all-linear\"".to_owned(),

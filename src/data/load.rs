@@ -101,6 +101,8 @@ pub struct Dataset {
     /// The file, or the data set as it was named, for messages.
     pub source: PathBuf,
     pub rows: Vec<Row>,
+    /// Rows of the files, those included that are bad or do not count.
+    pub num_rows: u64,
     /// Bad rows left out (`on_bad_row = "skip"`).
     pub skipped: usize,
     /// The first bad rows left out, for a warning.
@@ -139,7 +141,7 @@ pub fn load_files(
     };
     let mut rows = Rows::new(config, range);
     let hashes = files.iter().map(|file| read(file, &mut rows)).collect::<Result<Vec<String>, DataError>>()?;
-    let Rows { kept, faults, num_bad, .. } = rows;
+    let Rows { kept, faults, num_bad, next: num_rows, .. } = rows;
     if num_bad > 0 && config.on_bad_row == OnBadRow::Stop {
         return Err(DataError::BadRows { path: source, faults, total: num_bad });
     }
@@ -153,7 +155,7 @@ pub fn load_files(
         [one] => one.clone(),
         several => sha256_bytes(several.join("\n").as_bytes()),
     };
-    Ok(Dataset { source, rows: kept, skipped: num_bad, skipped_faults: faults, sha256 })
+    Ok(Dataset { source, rows: kept, num_rows, skipped: num_bad, skipped_faults: faults, sha256 })
 }
 
 /// The rows of all files together, bad ones counted.

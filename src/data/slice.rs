@@ -1,5 +1,6 @@
 //! A part of a split, as `datasets` writes it: `train[:500]`, `train[10%:20%]`, `test[-100:]`.
 
+use std::fmt;
 use std::ops::Range;
 
 /// A split and the rows of it that count.
@@ -7,6 +8,8 @@ use std::ops::Range;
 pub struct Slice {
     /// Name of the split.
     pub split: String,
+    /// As it was written.
+    text: String,
     from: Option<Bound>,
     to: Option<Bound>,
 }
@@ -41,7 +44,7 @@ impl Slice {
             Some(None) => return Err("has no `:` between its bounds: `train[:500]` are the first 500 rows".to_owned()),
             Some(Some((from, to))) => (bound(from)?, bound(to)?),
         };
-        Ok(Self { split: split.to_owned(), from, to })
+        Ok(Self { split: split.to_owned(), text: text.to_owned(), from, to })
     }
 
     /// The rows that count, where that does not depend on how many there are.
@@ -66,6 +69,12 @@ impl Slice {
             (from_start as u64).min(num_rows)
         };
         resolve(self.from, 0)..resolve(self.to, num_rows)
+    }
+}
+
+impl fmt::Display for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 

@@ -21,7 +21,13 @@ pub struct Bin {
 /// The bins that hold the rewards of all `samples`: one a value for up to ten different values, else ten of equal
 /// width from the smallest to the largest. Samples without a reward, or with one that is not finite, have no bin.
 pub fn reward_bins<'a>(samples: impl IntoIterator<Item = &'a EvalSample>) -> Vec<Bin> {
-    let mut values: Vec<f64> = samples.into_iter().filter_map(finite_reward).collect();
+    bins_of(samples.into_iter().filter_map(|sample| sample.reward))
+}
+
+/// The bins of [`reward_bins`] for any values; those that are not finite have no bin.
+pub fn bins_of(values: impl IntoIterator<Item = f64>) -> Vec<Bin> {
+    // -0.0 and 0.0 are one value.
+    let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).map(|value| value + 0.0).collect();
     values.sort_by(f64::total_cmp);
     values.dedup_by(|a, b| a.total_cmp(b).is_eq());
     let (Some(&low), Some(&high)) = (values.first(), values.last()) else { return Vec::new() };

@@ -14,7 +14,7 @@ mod run;
 
 pub use compare::{Column, CompareOptions, Comparison, Evaluated, ShownCompletion, ShownPrompt, compare};
 pub use distribution::{
-    AnswerCounts, Bin, TextStatistics, count_answers, count_rewards, labels, reward_bins, text_statistics,
+    AnswerCounts, Bin, TextStatistics, bins_of, count_answers, count_rewards, labels, reward_bins, text_statistics,
 };
 pub use figures::{Estimate, EvalFigures, compute_figures, pass_at_k, pass_hat_k};
 pub use perplexity::{Perplexity, compute_perplexity};

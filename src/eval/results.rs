@@ -11,6 +11,9 @@ use crate::data::Row;
 use crate::io::{IoError, create_dirs, write_atomic};
 use crate::text::Prompt;
 
+/// What the harness's filters put where they find no answer.
+const NOT_EXTRACTED: &str = "[invalid]";
+
 /// What was evaluated, and how.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalRun {
@@ -66,12 +69,15 @@ pub struct ResultPaths {
 #[must_use]
 pub fn results_json(run: &EvalRun, figures: &EvalFigures) -> Value {
     let mut metrics = Map::new();
+    metrics.insert("name".into(), json!(run.task));
     metrics.insert("alias".into(), json!(run.task));
     metrics.insert("sample_len".into(), json!(figures.num_prompts));
     let mut add = |name: &str, filter: &str, value: f64, stderr: Option<f64>| {
         metrics.insert(format!("{name},{filter}"), json!(value));
-        // The harness writes "N/A" where there is no standard error.
-        metrics.insert(format!("{name}_stderr,{filter}"), stderr.map_or(json!("N/A"), |stderr| json!(stderr)));
+        // The schema knows numbers only: where there is no standard error, there is no member.
+        if let Some(stderr) = stderr {
+            metrics.insert(format!("{name}_stderr,{filter}"), json!(stderr));
+        }
     };
     add("exact_match", run.filter, figures.accuracy.value, figures.accuracy.stderr);
     for (k, estimate) in &figures.pass_at_k {
@@ -92,6 +98,18 @@ pub fn results_json(run: &EvalRun, figures: &EvalFigures) -> Value {
     add("clipped_ratio", "none", figures.clipped_ratio, None);
 
     let by_task = |value: Value| json!({ run.task.as_str(): value });
+    let mut config = json!({
+        "model": "candlewick",
+        "model_args": format!("pretrained={}", run.model),
+        "model_num_samples": figures.num_samples,
+        "device": run.device,
+        "limit": run.limit,
+        "random_seed": run.seed,
+        "gen_kwargs": run.generation_kwargs,
+    });
+    if let Some(commit) = &run.model_commit {
+        config["model_sha"] = json!(commit);
+    }
     json!({
         "results": by_task(Value::Object(metrics)),
         "group_subtasks": by_task(json!([])),
@@ -109,17 +127,7 @@ pub fn results_json(run: &EvalRun, figures: &EvalFigures) -> Value {
         "n-shot": by_task(json!(0)),
         "higher_is_better": by_task(json!({"exact_match": true, "mean_reward": true})),
         "n-samples": by_task(json!({"original": run.num_rows, "effective": figures.num_prompts})),
-        "config": {
-            "model": "candlewick",
-            "model_args": format!("pretrained={}", run.model),
-            "model_sha": run.model_commit,
-            "model_num_samples": figures.num_samples,
-            "device": run.device,
-            "limit": run.limit,
-            "random_seed": run.seed,
-            "gen_kwargs": run.generation_kwargs,
-        },
-        "git_hash": null,
+        "config": config,
         "date": run.started.timestamp().as_millisecond() as f64 / 1000.0,
         "candlewick_version": env!("CARGO_PKG_VERSION"),
         "system_instruction": run.system_prompt,
@@ -147,10 +155,11 @@ pub fn sample_rows(run: &EvalRun, rows: &[Row], samples: &[EvalSample]) -> Vec<S
             SampleRow(json!({
                 "doc_id": group[0].row_index,
                 "doc": doc,
-                "target": group[0].target,
+                // The harness has texts here always.
+                "target": group[0].target.as_deref().unwrap_or_default(),
                 "arguments": {"gen_args_0": {"arg_0": group[0].prompt, "arg_1": run.generation_kwargs}},
                 "resps": [each(|sample| json!(sample.completion))],
-                "filtered_resps": each(|sample| json!(sample.extracted)),
+                "filtered_resps": each(|sample| json!(sample.extracted.as_deref().unwrap_or(NOT_EXTRACTED))),
                 "filter": run.filter,
                 "metrics": ["exact_match"],
                 "exact_match": num_correct as f64 / group.len() as f64,
@@ -271,11 +280,13 @@ mod tests {
         assert_eq!(results["results"]["sums"]["exact_match_stderr,last-integer"], json!(0.25));
         assert_eq!(results["results"]["sums"]["pass@2,last-integer"], json!(1.0));
         assert_eq!(results["results"]["sums"]["pass^2,last-integer"], json!(0.5));
-        assert_eq!(results["results"]["sums"]["clipped_ratio_stderr,none"], json!("N/A"));
+        assert!(results["results"]["sums"].get("clipped_ratio_stderr,none").is_none());
         assert_eq!(results["n-samples"]["sums"], json!({"original": 5, "effective": 2}));
         assert_eq!(results["date"], json!(1_795_193_412.25));
         assert_eq!(results["chat_template_sha"].as_str().unwrap().len(), 64);
         assert_eq!(results["system_instruction_sha"], Value::Null);
+        // The schema has texts there or nothing.
+        assert!(results["config"].get("model_sha").is_none());
     }
 
     #[test]
@@ -300,7 +311,7 @@ mod tests {
         assert_eq!(written.lines().count(), 2);
         assert_eq!(first["doc"], json!({"prompt": "0 + 1 =", "answer": "1"}));
         assert_eq!(first["resps"], json!([["right", "wrong"]]));
-        assert_eq!(first["filtered_resps"], json!(["1", null]));
+        assert_eq!(first["filtered_resps"], json!(["1", "[invalid]"]));
         assert_eq!(first["exact_match"], json!(0.5));
         assert_eq!(first["finish_reason"], json!(["stop", "length"]));
     }

@@ -8,11 +8,14 @@ use crate::model::Decoder;
 use crate::reward::{
     ExactMatch, LastInteger, Reward, RewardError, RewardInput, Scored, WeightedRewards, extract_last_integer,
 };
-use crate::rollout::{Engine, Observer, RolloutError, RolloutRequest, SamplingConfig};
+use crate::rollout::{Completion, Engine, Observer, RolloutError, RolloutRequest, SamplingConfig};
 use crate::telemetry::{EvalFigures as Headline, StepMetrics};
 use crate::text::{StopRules, TextError, Tokenizer};
 use crate::trainer::PreparedPrompt;
 use rayon::prelude::*;
+
+/// Completions that are scored together: what a `command` reward has its `timeout_secs` for.
+const SCORED_TOGETHER: usize = 1024;
 
 /// How an evaluation samples.
 #[derive(Debug, Clone)]
@@ -183,19 +186,30 @@ pub fn run_eval(
     let (groups, _) = engine.run(&requests, observer)?;
     let rows: Vec<_> =
         prompts.iter().zip(&groups).flat_map(|(p, g)| g.completions.iter().map(move |c| (p, c))).collect();
+    let mut samples = Vec::with_capacity(rows.len());
+    for rows in rows.chunks(SCORED_TOGETHER) {
+        samples.extend(score(tokenizer, rewards, grader, rows)?);
+    }
+    Ok(samples)
+}
+
+/// Scores and grades completions of prompts, in their order.
+fn score(
+    tokenizer: &Tokenizer,
+    rewards: &WeightedRewards,
+    grader: &Grader,
+    rows: &[(&PreparedPrompt, &Completion)],
+) -> Result<Vec<EvalSample>, EvalError> {
+    let texts: Vec<String> =
+        rows.par_iter().map(|(_, sampled)| tokenizer.decode(&sampled.ids)).collect::<Result<_, _>>()?;
+    let inputs = rows.iter().zip(&texts).map(|((prompt, sampled), text)| prompt.reward_input(text, &sampled.ids));
+    let inputs: Vec<RewardInput<'_>> = inputs.collect();
+    let scored = rewards.score_batch(&inputs)?;
     rows.par_iter()
-        .map(|(prompt, sampled)| {
-            let completion = tokenizer.decode(&sampled.ids)?;
-            let input = RewardInput {
-                prompt: &prompt.text,
-                messages: prompt.messages.as_deref(),
-                completion: &completion,
-                completion_ids: &sampled.ids,
-                columns: &prompt.columns,
-                line: prompt.place.number(),
-            };
-            let scored = rewards.score(&input)?;
-            let grade = grader.grade(&input, &scored)?;
+        .zip(&inputs)
+        .zip(scored)
+        .map(|(((prompt, sampled), input), scored)| {
+            let grade = grader.grade(input, &scored)?;
             Ok(EvalSample {
                 row_index: prompt.row,
                 prompt: prompt.text.clone(),
@@ -206,7 +220,7 @@ pub fn run_eval(
                 is_correct: grade.is_correct,
                 extracted: grade.extracted,
                 target: grade.target,
-                completion,
+                completion: input.completion.to_owned(),
             })
         })
         .collect()

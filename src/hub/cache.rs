@@ -25,25 +25,25 @@ pub(super) fn is_commit(revision: &str) -> bool {
 }
 
 /// Whether a path that a repository lists stays inside of its folder.
-#[cfg(feature = "hub")]
 pub(super) fn is_inside(name: &str) -> bool {
     !name.is_empty() && !name.contains(['\\', '\0']) && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+/// The commit that a revision stood for when it was fetched last, or what is missing.
+pub(super) fn commit_of(request: &Request) -> Result<String, String> {
+    if is_commit(request.revision) {
+        return Ok(request.revision.to_owned());
+    }
+    let reference = repo_folder(request).join("refs").join(request.revision);
+    let text = std::fs::read_to_string(&reference).map_err(|_| format!("refs/{}", request.revision))?;
+    let commit = text.trim().to_owned();
+    if is_commit(&commit) { Ok(commit) } else { Err(format!("a commit in refs/{}", request.revision)) }
 }
 
 /// The complete snapshot of a request, or the first thing that is missing from it.
 pub(super) fn find(request: &Request) -> Result<Resolved, String> {
     let root = repo_folder(request);
-    let commit = if is_commit(request.revision) {
-        request.revision.to_owned()
-    } else {
-        let reference = root.join("refs").join(request.revision);
-        let text = std::fs::read_to_string(&reference).map_err(|_| format!("refs/{}", request.revision))?;
-        let commit = text.trim().to_owned();
-        if !is_commit(&commit) {
-            return Err(format!("a commit in refs/{}", request.revision));
-        }
-        commit
-    };
+    let commit = commit_of(request)?;
     let folder = root.join("snapshots").join(&commit);
     let need = |file: &str| if folder.join(file).exists() { Ok(()) } else { Err(file.to_owned()) };
     need("config.json")?;

@@ -7,6 +7,7 @@
 mod cache;
 #[cfg(feature = "hub")]
 mod content;
+mod dataset;
 #[cfg(feature = "hub")]
 mod download;
 mod error;
@@ -23,6 +24,7 @@ mod retry;
 
 use std::path::{Path, PathBuf};
 
+pub use dataset::{DatasetSnapshot, with_dataset};
 pub use error::HubError;
 
 use crate::env::HubEnv;
@@ -41,6 +43,7 @@ pub struct Resolved {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RepoType {
     Model,
+    Dataset,
 }
 
 impl RepoType {
@@ -48,6 +51,7 @@ impl RepoType {
     fn plural(self) -> &'static str {
         match self {
             Self::Model => "models",
+            Self::Dataset => "datasets",
         }
     }
 
@@ -56,6 +60,7 @@ impl RepoType {
     fn prefix(self) -> &'static str {
         match self {
             Self::Model => "",
+            Self::Dataset => "datasets/",
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::parts::LoadedModel;
 use crate::checkpoint::{CardFacts, CardResult, TrainingState, base_license, model_card};
 use crate::config::{Algorithm, RunConfig};
+use crate::data::{RowKind, Source};
 use crate::telemetry::EvalFigures;
 use std::path::Path;
 
@@ -36,9 +37,9 @@ pub(super) fn run_card(
     state: &TrainingState,
     after: Option<EvalFigures>,
 ) -> String {
-    let dataset = match &settings.eval_file {
-        Some(file) => file_name(file),
-        None => format!("the end of {}", file_name(&settings.train_file)),
+    let dataset = match settings.eval_source() {
+        Ok(Some(source)) => source_name(&source),
+        _ => format!("the end of {}", file_name(&settings.train_file)),
     };
     let result = |metric: &str, value: fn(&EvalFigures) -> Option<f64>| {
         Some(CardResult {
@@ -58,7 +59,7 @@ pub(super) fn run_card(
         base_model: base.repo.clone(),
         is_adapter: base.is_adapter,
         algorithm: settings.algorithm.name().into(),
-        datasets: vec![file_name(&settings.train_file)],
+        datasets: trained_on(settings),
         license: base.license.clone(),
         is_chat: base.is_chat,
         steps: state.step,
@@ -92,6 +93,19 @@ fn key_settings(settings: &RunConfig) -> Vec<(String, String)> {
         rows.push(("block_size", settings.block_size.to_string()));
     }
     rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// What the model was trained on: names of files, ids of data sets.
+fn trained_on(settings: &RunConfig) -> Vec<String> {
+    let sources = settings.training_sources(RowKind::Prompt).unwrap_or_default();
+    sources.iter().map(|source| source_name(&source.source)).collect()
+}
+
+fn source_name(source: &Source) -> String {
+    match source {
+        Source::File(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Source::Split(split) => split.name.clone(),
+    }
 }
 
 fn file_name(file: &str) -> String {

@@ -85,6 +85,12 @@ pub enum RecipeError {
     /// The rows of a linear map are no whole number of blocks.
     #[error("{map} cannot be quantised: its rows are no whole number of blocks of 32 values")]
     Blocks { map: String },
+    /// No recipe of that name comes with the program.
+    #[error("there is no recipe called `{name}`")]
+    NoRecipe { name: String, near: Option<String> },
+    /// A recipe would replace a file.
+    #[error("{} exists", path.display())]
+    RecipeExists { path: PathBuf },
     /// One of several models could not be evaluated.
     #[error("{model}: {source}")]
     OfModel { model: String, source: Box<RecipeError> },
@@ -169,7 +175,12 @@ impl Diagnose for RecipeError {
             let first = source.hint().map_or_else(String::new, |hint| format!("{hint} "));
             return Some(format!("{first}Then: {command}"));
         }
+        if let Self::NoRecipe { near: Some(near), .. } = self {
+            return Some(format!("Did you mean `{near}`? `candlewick ls` lists all of them."));
+        }
         let text = match self {
+            Self::NoRecipe { .. } => "`candlewick ls` lists all of them.",
+            Self::RecipeExists { .. } => "Name another file, or replace it with --force.",
             Self::NoRows { limit: PromptLimit::Context { .. }, .. } => {
                 "Shorten the prompts, or take a model with a longer context."
             }
@@ -228,6 +239,8 @@ impl Diagnose for RecipeError {
             | Self::Blocks { .. }
             | Self::QuantizedOnGpu
             | Self::MergeOver { .. }
+            | Self::NoRecipe { .. }
+            | Self::RecipeExists { .. }
             | Self::NoChatTemplate { .. } => Exit::Usage,
             Self::Vocabulary { .. } | Self::NoBase { .. } => Exit::Model,
             Self::Base { source, .. } => source.exit(),

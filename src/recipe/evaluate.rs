@@ -2,27 +2,29 @@
 
 use super::RecipeError;
 use super::corpus::{MAX_DEFAULT_BLOCK, PerplexityOptions, perplexity};
-use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_data, load_model, prepare, sampling};
+use super::parts::{LoadedModel, PromptLimit, check_device, graders, load_model, prepare, sampling};
+use super::rows::load_source;
 use crate::config::RunConfig;
-use crate::data::RowKind;
+use crate::data::{RowKind, Source};
 use crate::error::{Diagnose, Exit};
 use crate::eval::{
     EvalConfig, EvalFigures, EvalRun, EvalSample, Perplexity, ResultPaths, compute_figures, run_eval, sample_rows,
     write_results,
 };
 use crate::io::sha256_file;
-use crate::reward::WeightedRewards;
+use crate::reward::{IsStopping, WeightedRewards};
 use crate::rollout::Observer;
 use serde_json::json;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is evaluated beside the settings (`model`, the columns, `temperature`, `seed`, ...), which are those of a run.
 #[derive(Debug, Clone)]
 pub struct EvaluateOptions {
-    /// JSONL file with the rows.
-    pub data: PathBuf,
+    /// Where the rows are: a file (`path.into()`), or a split of a data set.
+    pub data: Source,
     /// Completions of each prompt.
     pub num_samples: usize,
     /// Evaluate the first rows only.
@@ -121,19 +123,19 @@ pub fn evaluate(
     observer: &mut dyn Observer,
 ) -> Result<Evaluation, RecipeError> {
     let (started, clock) = (jiff::Zoned::now(), Instant::now());
+    let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
+    rewards.check()?;
     let compute = check_device(settings)?;
     let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
     let model = load_model(&settings.model, revision, settings.offline, template)?;
-    let mut data = load_data(&options.data, settings, RowKind::Prompt)?;
+    let mut data = load_source(&options.data, &settings.rows_config(RowKind::Prompt)?, settings.offline)?.dataset;
     let all_rows = data.rows.len();
     data.rows.truncate(options.num_rows.unwrap_or(usize::MAX));
-    let (rewards, grader) = graders(settings, options.rewards.as_ref())?;
-    rewards.check()?;
     rewards.check_rows(&data.rows)?;
     grader.check_rows(&data.rows)?;
     let rows = data.rows.clone();
     let limit = PromptLimit::new(settings, &model);
-    let prompts = prepare(&options.data, data.rows, &model.renderer(settings), limit)?.prompts;
+    let prompts = prepare(&data.source, data.rows, &model.renderer(settings), limit)?.prompts;
     let config = EvalConfig {
         num_samples: options.num_samples,
         sampling: sampling(settings),
@@ -141,12 +143,14 @@ pub fn evaluate(
         slots: settings.rollout_slots,
         seed: settings.seed,
     };
+    let is_stopping: IsStopping = Arc::new(|| false);
+    rewards.start(&is_stopping)?;
     rewards.prepare(&compute)?;
     let (decoder, _) = model.decoder(&compute, false)?;
     let samples = run_eval(&decoder, &model.tokenizer, &prompts, &rewards, &grader, &config, observer)?;
     let names: Vec<String> = rewards.names().map(str::to_owned).collect();
     let Some(figures) = compute_figures(&samples, &names) else {
-        return Err(RecipeError::NoRows { path: options.data.clone(), rows: all_rows, too_long: 0, limit });
+        return Err(RecipeError::NoRows { path: data.source, rows: all_rows, too_long: 0, limit });
     };
     let files = match &options.output {
         None => None,
@@ -161,8 +165,8 @@ pub fn evaluate(
             let run = EvalRun {
                 model: settings.model.clone(),
                 model_commit: model.resolved.commit.clone(),
-                task: Path::new(&options.data).file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-                data: options.data.clone(),
+                task: options.data.short_name(),
+                data: data.source,
                 data_sha256: data.sha256,
                 num_rows: all_rows,
                 limit: options.num_rows,

@@ -2,13 +2,14 @@
 
 use super::RecipeError;
 use super::corpus::{Corpus, sample_prompt};
-use super::parts::{LoadedModel, PromptLimit, load_data, load_model_as, prepare, sampling};
+use super::parts::{LoadedModel, PromptLimit, load_model_as, prepare, sampling};
 use super::reward_model;
+use super::rows::load_source;
 use super::start::TrainingData;
 use crate::config::{Algorithm, RunConfig};
 use crate::data::RowKind;
 use crate::device::Compute;
-use crate::eval::{EvalConfig, Grader, compute_perplexity, run_eval, summarize};
+use crate::eval::{EvalConfig, EvalError, Grader, compute_perplexity, run_eval, summarize};
 use crate::model::{Decoder, Task};
 use crate::reward::WeightedRewards;
 use crate::rollout::{Engine, RolloutRequest, SamplingConfig};
@@ -36,20 +37,20 @@ pub(super) fn evaluator(
     }
 }
 
-/// Greedy evaluation on `eval_file`, where one is set.
+/// Greedy evaluation on the rows of `eval_file` or `dataset_test_split`, where one is set.
 fn on_rows(
     settings: &RunConfig,
     model: &LoadedModel,
     rewards: WeightedRewards,
     grader: Grader,
 ) -> Result<Option<Arc<Evaluator>>, RecipeError> {
-    let Some(file) = &settings.eval_file else { return Ok(None) };
-    let path = Path::new(file);
-    let mut data = load_data(path, settings, RowKind::Prompt)?;
+    let Some(source) = settings.eval_source()? else { return Ok(None) };
+    let mut data = load_source(&source, &settings.rows_config(RowKind::Prompt)?, settings.offline)?.dataset;
     data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
     rewards.check_rows(&data.rows)?;
     grader.check_rows(&data.rows)?;
-    let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
+    let prompts =
+        prepare(&data.source, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
     if settings.architecture.is_some() {
         // A tokenizer made from the training rows leaves out what it does not know.
         for prompt in &prompts {
@@ -69,8 +70,12 @@ fn on_rows(
     };
     let tokenizer = model.tokenizer.clone();
     Ok(Some(Arc::new(move |decoder: &Decoder| {
-        let samples =
-            run_eval(decoder, &tokenizer, &prompts, &rewards, &grader, &config, &mut ()).map_err(TrainError::other)?;
+        let samples = run_eval(decoder, &tokenizer, &prompts, &rewards, &grader, &config, &mut ());
+        let samples = samples.map_err(|error| match error {
+            // What was trained is saved where a reward fails.
+            EvalError::Reward(error) => error.into(),
+            other => TrainError::other(other),
+        })?;
         let (figures, metrics) = summarize(&samples, &rewards);
         Ok(Evaluated { figures, metrics, samples: Vec::new() })
     })))

@@ -8,7 +8,7 @@ use crate::model::{SavedDtype, load_weights};
 use std::borrow::Cow;
 use std::path::Path;
 
-/// Adds the adapter (a PEFT folder or a Hub id) to the weights of its base model and writes the result to the folder
+/// Adds the adapter in a PEFT folder to the weights of its base model and writes the result to the folder
 /// `output`, in `dtype`, or else in that of the base model. Sums are f32.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use super::RecipeError;
 use super::parts::{LoadedModel, PromptLimit, example_config, max_steps, prepare, sampling};
 use super::reward_model;
+use super::rows::{Prepared, TrainingRows, prepare_parts};
 use super::start::TrainingData;
 use crate::algorithm::{
     AdvantageEstimator, DpoConfig, ImportanceSamplingLevel, KlEstimator, LossType, ObjectiveConfig,
@@ -13,10 +14,9 @@ use crate::data::{Dataset, RowOrder};
 use crate::model::Decoder;
 use crate::reward::WeightedRewards;
 use crate::trainer::{
-    Dpo, DpoStepConfig, Example, Method, Pair, PairSource, PolicyGradient, PolicyGradientConfig, Reference,
-    ReferenceSync, RolloutConfig, RolloutSource, Sft, SftConfig, prepare_examples, prepare_pairs,
+    Dpo, DpoStepConfig, Example, Method, Pair, PairSource, PolicyGradient, PolicyGradientConfig, PreparedPrompt,
+    Reference, ReferenceSync, RolloutConfig, RolloutSource, Sft, SftConfig, prepare_examples, prepare_pairs,
 };
-use std::path::Path;
 
 /// The algorithm with its data, and the optimizer steps of the whole run. `reference` gives the model that the policy is
 /// held to, where the algorithm has one.
@@ -30,18 +30,19 @@ pub(super) fn method(
     let data = match data {
         TrainingData::Rows(data) => data,
         TrainingData::Text(corpus) => {
-            let examples: Vec<Example> = blocks(&corpus.train, settings.block_size).map(Example::of_block).collect();
-            return Ok(supervised(settings, examples));
+            let items: Vec<Example> = blocks(&corpus.train, settings.block_size).map(Example::of_block).collect();
+            let order = RowOrder::new(settings.seed, items.len(), settings.shuffle);
+            return Ok(supervised(settings, Prepared { items, order }));
         }
     };
     if settings.algorithm == Algorithm::Reward {
-        return reward_model::method(settings, model, &data);
+        return reward_model::method(settings, model, data);
     }
     if settings.algorithm == Algorithm::Dpo {
         return preferences(settings, model, data, rewards, reference);
     }
     if !settings.samples_completions() {
-        return Ok(supervised(settings, examples(settings, model, &data)?));
+        return Ok(supervised(settings, prepare_parts(settings, data, |part| examples(settings, model, &part))?));
     }
     let source = source(settings, model, data, rewards)?;
     let max_steps = max_steps(settings, source.prompts.len());
@@ -54,14 +55,14 @@ pub(super) fn method(
 fn preferences(
     settings: &RunConfig,
     model: &LoadedModel,
-    data: Dataset,
+    data: TrainingRows,
     rewards: WeightedRewards,
     reference: impl FnOnce() -> Result<Decoder, RecipeError>,
 ) -> Result<(Method, u64), RecipeError> {
     let (source, num_rows) = match settings.dpo_pairs {
         DpoPairs::File => {
-            let pairs = pairs(settings, model, &data)?;
-            let (order, num_rows) = (RowOrder::new(settings.seed, pairs.len(), settings.shuffle), pairs.len());
+            let Prepared { items: pairs, order } = prepare_parts(settings, data, |part| pairs(settings, model, &part))?;
+            let num_rows = pairs.len();
             (PairSource::Given { pairs, order }, num_rows)
         }
         DpoPairs::Sampled => {
@@ -86,9 +87,9 @@ fn preferences(
     Ok((Method::Dpo(Box::new(Dpo { config, source, reference })), max_steps(settings, num_rows)))
 }
 
-/// The rows of the training file as pairs; there is one at least.
+/// The rows of a source as pairs; there is one at least.
 pub(super) fn pairs(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Pair>, RecipeError> {
-    let path = Path::new(&settings.train_file);
+    let path = &data.source;
     let limits = example_config(settings, model);
     let (pairs, left_out) = prepare_pairs(&data.rows, &model.renderer(settings), limits)?;
     let left_out = left_out.len();
@@ -101,9 +102,9 @@ pub(super) fn pairs(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -
     Ok(pairs)
 }
 
-/// The rows of the training file as tokens to learn.
-fn examples(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Example>, RecipeError> {
-    let path = Path::new(&settings.train_file);
+/// The rows of a source as tokens to learn; there is one at least.
+pub(super) fn examples(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<Vec<Example>, RecipeError> {
+    let path = &data.source;
     let limits = example_config(settings, model);
     let (examples, left_out) = prepare_examples(&data.rows, &model.renderer(settings), limits)?;
     let left_out = left_out.len();
@@ -117,8 +118,7 @@ fn examples(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result
 }
 
 /// Learning of given tokens, and its optimizer steps.
-fn supervised(settings: &RunConfig, examples: Vec<Example>) -> (Method, u64) {
-    let order = RowOrder::new(settings.seed, examples.len(), settings.shuffle);
+fn supervised(settings: &RunConfig, Prepared { items: examples, order }: Prepared<Example>) -> (Method, u64) {
     let max_steps = max_steps(settings, examples.len());
     let config = SftConfig {
         rows_per_step: settings.prompts_per_optimizer_step(),
@@ -127,16 +127,15 @@ fn supervised(settings: &RunConfig, examples: Vec<Example>) -> (Method, u64) {
     (Method::Sft(Sft { config, examples, order }), max_steps)
 }
 
-/// The prompts of the training file, ready to be sampled from and scored.
+/// The prompts of the training rows, ready to be sampled from and scored.
 fn source(
     settings: &RunConfig,
     model: &LoadedModel,
-    data: Dataset,
+    data: TrainingRows,
     rewards: WeightedRewards,
 ) -> Result<RolloutSource, RecipeError> {
-    let path = Path::new(&settings.train_file);
-    rewards.check_rows(&data.rows)?;
-    let prompts = prepare(path, data.rows, &model.renderer(settings), PromptLimit::new(settings, model))?.prompts;
+    let Prepared { items: prompts, order } =
+        prepare_parts(settings, data, |part| prompts(settings, model, part, &rewards))?;
     let config = RolloutConfig {
         num_generations: settings.num_generations,
         sampling: sampling(settings),
@@ -149,8 +148,19 @@ fn source(
             "top_p, top_k, min_p or repetition_penalty is on: log-probs are those of the whole distribution"
         );
     }
-    let order = RowOrder::new(settings.seed, prompts.len(), settings.shuffle);
     Ok(RolloutSource { config, prompts, order, rewards, tokenizer: model.tokenizer.clone() })
+}
+
+/// The rows of a source as prompts whose completions the rewards can score; there is one at least.
+pub(super) fn prompts(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    data: Dataset,
+    rewards: &WeightedRewards,
+) -> Result<Vec<PreparedPrompt>, RecipeError> {
+    rewards.check_rows(&data.rows)?;
+    let limit = PromptLimit::new(settings, model);
+    Ok(prepare(&data.source, data.rows, &model.renderer(settings), limit)?.prompts)
 }
 
 fn policy_gradient_config(settings: &RunConfig) -> PolicyGradientConfig {

@@ -2,7 +2,6 @@
 
 use super::RecipeError;
 use crate::config::{Algorithm, ComputeDtype, EvalGrader, RunConfig};
-use crate::data::{Dataset, RowKind, load_rows};
 use crate::device::{self, Compute};
 use crate::eval::Grader;
 use crate::hub::{Resolved, resolve};
@@ -213,15 +212,6 @@ pub(super) fn graders(
     Ok((rewards, grader))
 }
 
-/// Reads a data file; rows that are left out are warned of.
-pub(super) fn load_data(path: &Path, settings: &RunConfig, kind: RowKind) -> Result<Dataset, RecipeError> {
-    let dataset = load_rows(path, &settings.rows_config(kind)?)?;
-    if dataset.skipped > 0 {
-        tracing::warn!("{}: {} bad rows left out", path.display(), dataset.skipped);
-    }
-    Ok(dataset)
-}
-
 /// The longest prompt that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptLimit {
@@ -242,7 +232,8 @@ impl PromptLimit {
         }
     }
 
-    fn tokens(self) -> usize {
+    /// Tokens that a prompt may have.
+    pub(super) fn tokens(self) -> usize {
         match self {
             Self::Setting(tokens) => tokens,
             Self::Context { tokens } => tokens.saturating_sub(1),

@@ -3,18 +3,16 @@
 use super::RecipeError;
 use super::evaluator::evaluator;
 use super::memory::Memory;
-use super::method::pairs;
-use super::parts::{LoadedModel, PromptLimit, check_device, example_config, graders, max_steps, prepare};
+use super::method::{examples, pairs, prompts};
+use super::parts::{LoadedModel, check_device, graders, max_steps};
 use super::policy::adapter;
 use super::reward_model::ranked_pairs;
+use super::rows::{Prepared, TrainingRows, prepare_parts};
 use super::start::{Start, TrainingData};
 use crate::batch::blocks;
 use crate::config::{Algorithm, RunConfig};
-use crate::data::Dataset;
-use crate::trainer::prepare_examples;
 use serde::Serialize;
 use std::fmt::Write;
-use std::path::Path;
 
 /// Tokens of a training text that are shown.
 const SHOWN_TOKENS: usize = 32;
@@ -58,11 +56,11 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     settings.check()?;
     settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let (rewards, grader) = graders(settings, None)?;
+    rewards.check()?;
     let compute = check_device(settings)?;
     rewards.check()?;
     let Start { model, data, .. } = Start::new(settings)?;
     adapter(settings, &model)?;
-    let path = Path::new(&settings.train_file);
     // The evaluation's data are checked as the run would; nothing is evaluated.
     evaluator(settings, &model, &data, rewards.clone(), grader)?;
     let (rows, first_prompt, first_prompt_ids, longest_prompt) = match data {
@@ -72,26 +70,25 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
             (num_blocks, model.tokenizer.decode_with_special(shown)?, shown.to_vec(), 1)
         }
         TrainingData::Rows(data) if settings.samples_completions() => {
-            rewards.check_rows(&data.rows)?;
-            let limit = PromptLimit::new(settings, &model);
-            let prompts = prepare(path, data.rows, &model.renderer(settings), limit)?.prompts;
+            let prompts = prepare_parts(settings, data, |part| prompts(settings, &model, part, &rewards))?.items;
             let longest = prompts.iter().map(|p| p.ids.len()).max().unwrap_or(0);
             (prompts.len(), prompts[0].text.clone(), prompts[0].ids.clone(), longest)
         }
         TrainingData::Rows(data) if settings.algorithm == Algorithm::Dpo => {
-            let pairs = pairs(settings, &model, &data)?;
+            let pairs = prepare_parts(settings, data, |part| pairs(settings, &model, &part))?.items;
             let longest = pairs.iter().map(|pair| pair.prompt_ids.len()).max().unwrap_or(0);
             let first = &pairs[0].prompt_ids;
             (pairs.len(), model.tokenizer.decode_with_special(first)?, first.clone(), longest)
         }
         TrainingData::Rows(data) if settings.algorithm == Algorithm::Reward => {
-            let pairs = ranked_pairs(settings, &model, path, &data)?;
+            let part = |data| ranked_pairs(settings, &model, &data);
+            let Prepared { items: pairs, .. } = prepare_parts(settings, data, part)?;
             let longest =
                 pairs.iter().map(|pair| pair.chosen_ids.len().max(pair.rejected_ids.len())).max().unwrap_or(0);
             let first = &pairs[0].chosen_ids;
             (pairs.len(), model.tokenizer.decode_with_special(first)?, first.clone(), longest)
         }
-        TrainingData::Rows(data) => first_example(settings, &model, path, &data)?,
+        TrainingData::Rows(data) => first_example(settings, &model, data)?,
     };
     let num_generations = settings.completions_per_prompt();
     let prompts_per_step = settings.prompts_per_optimizer_step();
@@ -133,17 +130,14 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
 fn first_example(
     settings: &RunConfig,
     model: &LoadedModel,
-    path: &Path,
-    data: &Dataset,
+    data: TrainingRows,
 ) -> Result<(usize, String, Vec<u32>, usize), RecipeError> {
-    let limits = example_config(settings, model);
-    let (examples, left_out) = prepare_examples(&data.rows, &model.renderer(settings), limits)?;
-    let Some(first) = examples.first() else {
-        return Err(RecipeError::NoExamples { path: path.to_owned(), left_out: left_out.len() });
-    };
-    let ids: Vec<u32> = first.prompt_ids.iter().chain(&first.completion_ids).copied().collect();
-    let longest = examples.iter().map(|e| e.prompt_ids.len()).max().unwrap_or(0);
-    Ok((examples.len(), model.tokenizer.decode_with_special(&ids)?, ids, longest))
+    let Prepared { items, .. } = prepare_parts(settings, data, |part| examples(settings, model, &part))?;
+    // Each part has an example at least.
+    let first = items.first();
+    let ids: Vec<u32> = first.iter().flat_map(|e| e.prompt_ids.iter().chain(&e.completion_ids)).copied().collect();
+    let longest = items.iter().map(|e| e.prompt_ids.len()).max().unwrap_or(0);
+    Ok((items.len(), model.tokenizer.decode_with_special(&ids)?, ids, longest))
 }
 
 impl Plan {

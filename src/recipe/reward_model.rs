@@ -2,10 +2,11 @@
 
 use super::RecipeError;
 use super::evaluator::Evaluator;
-use super::parts::{LoadedModel, load_data, max_steps};
+use super::parts::{LoadedModel, max_steps};
+use super::rows::{Prepared, TrainingRows, load_source, prepare_parts};
 use crate::checkpoint::{CheckpointError, classifier_config};
 use crate::config::RunConfig;
-use crate::data::{Dataset, RowKind, RowOrder};
+use crate::data::{Dataset, RowKind};
 use crate::io::{read_text, write_atomic};
 use crate::model::{Decoder, Params, Task};
 use crate::telemetry::{EvalFigures, StepMetrics};
@@ -19,9 +20,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Learning of pairs, and its optimizer steps.
-pub(super) fn method(settings: &RunConfig, model: &LoadedModel, data: &Dataset) -> Result<(Method, u64), RecipeError> {
-    let pairs = ranked_pairs(settings, model, Path::new(&settings.train_file), data)?;
-    let order = RowOrder::new(settings.seed, pairs.len(), settings.shuffle);
+pub(super) fn method(
+    settings: &RunConfig,
+    model: &LoadedModel,
+    data: TrainingRows,
+) -> Result<(Method, u64), RecipeError> {
+    let part = |data: Dataset| ranked_pairs(settings, model, &data);
+    let Prepared { items: pairs, order } = prepare_parts(settings, data, part)?;
     let max_steps = max_steps(settings, pairs.len());
     let config = RewardTrainingConfig {
         pairs_per_step: settings.prompts_per_optimizer_step(),
@@ -31,11 +36,10 @@ pub(super) fn method(settings: &RunConfig, model: &LoadedModel, data: &Dataset) 
     Ok((Method::Reward(RewardTraining { config, pairs, order }), max_steps))
 }
 
-/// The rows of the file `path` as pairs; there is one at least.
+/// The rows of a source as pairs; there is one at least.
 pub(super) fn ranked_pairs(
     settings: &RunConfig,
     model: &LoadedModel,
-    path: &Path,
     data: &Dataset,
 ) -> Result<Vec<RankedPair>, RecipeError> {
     let pad_id = pad_id(&model.resolved.folder, &model.tokenizer)?;
@@ -43,7 +47,7 @@ pub(super) fn ranked_pairs(
     let both = settings.max_prompt_length.saturating_add(settings.max_completion_length);
     let max_length = both.min(model.config.max_position_embeddings);
     let (pairs, left_out) = prepare_ranked_pairs(&data.rows, &renderer, max_length)?;
-    let left_out = left_out.len();
+    let (path, left_out) = (&data.source, left_out.len());
     if pairs.is_empty() {
         return Err(RecipeError::NoPairs { path: path.to_owned(), left_out, max_length });
     }
@@ -56,13 +60,12 @@ pub(super) fn ranked_pairs(
     Ok(pairs)
 }
 
-/// The evaluation on the pairs of `eval_file`, where one is set.
+/// The evaluation on the pairs of `eval_file` or `dataset_test_split`, where one is set.
 pub(super) fn evaluator(settings: &RunConfig, model: &LoadedModel) -> Result<Option<Arc<Evaluator>>, RecipeError> {
-    let Some(file) = &settings.eval_file else { return Ok(None) };
-    let path = Path::new(file);
-    let mut data = load_data(path, settings, RowKind::Pair)?;
+    let Some(source) = settings.eval_source()? else { return Ok(None) };
+    let mut data = load_source(&source, &settings.rows_config(RowKind::Pair)?, settings.offline)?.dataset;
     data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
-    let pairs = ranked_pairs(settings, model, path, &data)?;
+    let pairs = ranked_pairs(settings, model, &data)?;
     let center = settings.center_rewards_coefficient.unwrap_or(0.0);
     let max_tokens = settings.max_tokens_per_micro_batch;
     Ok(Some(Arc::new(move |decoder: &Decoder| {

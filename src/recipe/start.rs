@@ -3,9 +3,10 @@
 use super::RecipeError;
 use super::base::BaseFolder;
 use super::corpus::Corpus;
-use super::parts::{LoadedModel, load_data, load_model, load_model_as};
+use super::parts::{LoadedModel, load_model, load_model_as};
+use super::rows::TrainingRows;
 use crate::config::{Algorithm, DpoPairs, RunConfig, TokenizerKind};
-use crate::data::{Dataset, RowKind, TextFile, load_text};
+use crate::data::{RowKind, TextFile, load_text};
 use crate::model::Task;
 use crate::text::Prompt;
 use std::path::Path;
@@ -13,16 +14,24 @@ use std::path::Path;
 /// The training data as the algorithm takes them.
 #[derive(Debug)]
 pub(super) enum TrainingData {
-    Rows(Dataset),
+    Rows(TrainingRows),
     Text(Corpus),
 }
 
 impl TrainingData {
-    /// SHA-256 of the file, in hex.
-    pub fn sha256(&self) -> &str {
+    /// SHA-256 of the file, in hex; of several that of theirs.
+    pub fn sha256(&self) -> String {
         match self {
-            Self::Rows(rows) => &rows.sha256,
-            Self::Text(corpus) => &corpus.sha256,
+            Self::Rows(rows) => rows.sha256(),
+            Self::Text(corpus) => corpus.sha256.clone(),
+        }
+    }
+
+    /// The commit of the data set, where it came from the Hub.
+    pub fn revision(&self) -> Option<String> {
+        match self {
+            Self::Rows(rows) => rows.revision(),
+            Self::Text(_) => None,
         }
     }
 }
@@ -38,7 +47,7 @@ pub(super) struct Start {
 
 /// The file before it is tokenised.
 enum File {
-    Rows(Dataset),
+    Rows(TrainingRows),
     Text(TextFile),
 }
 
@@ -77,34 +86,41 @@ impl Start {
 }
 
 fn read(settings: &RunConfig) -> Result<File, RecipeError> {
-    let path = Path::new(&settings.train_file);
-    Ok(match settings.algorithm {
-        Algorithm::Sft => File::Rows(load_data(path, settings, RowKind::Completion)?),
-        Algorithm::Pretrain => File::Text(load_text(path)?),
-        Algorithm::Reward => File::Rows(load_data(path, settings, RowKind::Pair)?),
-        Algorithm::Dpo if settings.dpo_pairs == DpoPairs::File => File::Rows(load_data(path, settings, RowKind::Pair)?),
-        _ => File::Rows(load_data(path, settings, RowKind::Prompt)?),
-    })
+    let kind = match settings.algorithm {
+        Algorithm::Pretrain => return Ok(File::Text(load_text(Path::new(&settings.train_file))?)),
+        _ => row_kind(settings),
+    };
+    Ok(File::Rows(TrainingRows::load(settings, kind)?))
+}
+
+/// What a training row must have.
+pub(super) fn row_kind(settings: &RunConfig) -> RowKind {
+    match settings.algorithm {
+        Algorithm::Sft => RowKind::Completion,
+        Algorithm::Reward => RowKind::Pair,
+        Algorithm::Dpo if settings.dpo_pairs == DpoPairs::File => RowKind::Pair,
+        _ => RowKind::Prompt,
+    }
 }
 
 /// Every text that the tokenizer must know.
 fn texts(file: &File) -> Vec<&str> {
     match file {
         File::Text(file) => vec![&file.text],
-        File::Rows(data) => {
-            let prompts = data.rows.iter().filter_map(|row| match &row.prompt {
+        File::Rows(rows) => {
+            let prompts = rows.all().filter_map(|row| match &row.prompt {
                 Prompt::Text(text) => Some(text.as_str()),
                 Prompt::Messages(_) => None,
             });
-            prompts.chain(data.rows.iter().filter_map(|row| row.completion())).collect()
+            prompts.chain(rows.all().filter_map(|row| row.completion())).collect()
         }
     }
 }
 
 /// A conversation is written out by a template, whose characters are not in the data.
 fn require_plain(file: &File) -> Result<(), RecipeError> {
-    let File::Rows(data) = file else { return Ok(()) };
-    match data.rows.iter().find(|row| matches!(row.prompt, Prompt::Messages(_))) {
+    let File::Rows(rows) = file else { return Ok(()) };
+    match rows.all().find(|row| matches!(row.prompt, Prompt::Messages(_))) {
         None => Ok(()),
         Some(row) => Err(RecipeError::Conversation { place: row.place.clone().into() }),
     }

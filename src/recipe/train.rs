@@ -9,6 +9,7 @@ use super::policy::{StartPolicy, adapter};
 use super::push::push;
 use super::reward_model;
 use super::start::{Start, TrainingData};
+use super::trackers::trackers;
 use crate::checkpoint::{
     CheckpointDir, CheckpointError, Keep, RunIdentity, SavedRollouts, TrainerState, TrainingState, require_compatible,
     verify,
@@ -19,10 +20,10 @@ use crate::hub::{PushEvent, PushTarget, Pushed, ensure_repo};
 use crate::io::{DirLock, sha256_file, write_atomic};
 use crate::model::PeftConfig;
 use crate::model::adapter::adapter_tensors;
-use crate::reward::WeightedRewards;
-use crate::telemetry::{CompletionsSink, Console, JsonlSink, MetricSink, Summary, TensorBoardSink};
+use crate::reward::{IsStopping, WeightedRewards};
+use crate::telemetry::{CompletionsSink, Console, JsonlSink, RunEnd, StepMetrics, Summary};
 use crate::trainer::run::Evaluate;
-use crate::trainer::{Outcome, RunSettings, Trainer, restore, restore_reference, stop::StopSignal};
+use crate::trainer::{Method, Outcome, Policy, RunSettings, Trainer, restore, restore_reference, stop::StopSignal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -63,9 +64,9 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     let settings = &with_names_of(settings, own.as_ref());
     let run_config = run_config.unwrap_or_else(|| settings.to_toml());
     let (rewards, grader) = graders(settings, own.as_ref())?;
+    rewards.check()?;
     let started = Instant::now();
     let compute = check_device(settings)?;
-    rewards.check()?;
     let push_id = push_id(settings)?;
     let Start { mut model, data, base } = Start::new(settings)?;
     let adapter = adapter(settings, &model)?;
@@ -78,7 +79,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     if let Some(base) = base {
         model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
     }
-
+    start_rewards(settings, &rewards, stop.clone())?;
     rewards.prepare(&compute)?;
     let start = StartPolicy::load(settings, &model, adapter.as_ref(), &compute)?;
     let reference = || start.reference(settings, &model, &compute);
@@ -88,37 +89,27 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         write_model = reward_model::writer(settings, &model, write_model)?;
     }
     let mut policy = start.into_policy(settings, max_steps)?;
-    let mut state = TrainingState::start(identity.clone());
-    let mut history = TrainerState::new();
-    let mut kept = None;
-    if let Some(folder) = &resumed {
-        state = TrainingState::load(folder)?;
-        state.identity = identity;
-        history = TrainerState::load_or_new(folder)?;
-        kept = if state.iteration > 0 { SavedRollouts::load(folder)? } else { None };
-        restore(&mut policy, folder, state.step - state.idle_steps.min(state.step))?;
-        if let Some(reference) = method.reference_mut() {
-            restore_reference(reference, folder)?;
+    let Progress { state, mut history, kept } = match &resumed {
+        None => Progress { state: TrainingState::start(identity), history: TrainerState::new(), kept: None },
+        Some(folder) => {
+            let progress = Progress::load(folder, identity, &mut policy, &mut method)?;
+            // The run before may have been killed between its last commit and this.
+            let best = progress.state.best.map(|best| best.step);
+            checkpoints.rotate(Keep { limit: settings.save_total_limit, best })?;
+            tracing::info!("continuing from {} at step {}", folder.display(), progress.state.step);
+            progress
         }
-        // The run before may have been killed between its last commit and this.
-        let best = state.best.map(|best| best.step);
-        checkpoints.rotate(Keep { limit: settings.save_total_limit, best })?;
-        tracing::info!("continuing from {} at step {}", folder.display(), state.step);
-    }
+    };
+    // Beside the logs, for whoever reads them; each checkpoint has its own.
+    write_atomic(&settings.output_dir.join("run_config.toml"), |w| w.write_all(run_config.as_bytes()))?;
     fill_history(&mut history, settings, max_steps);
     let mut trainer = Trainer {
         policy,
         method,
-        settings: RunSettings {
-            max_steps,
-            eval_steps: settings.eval_steps,
-            eval_on_start: settings.eval_on_start,
-            save_steps: settings.save_steps,
-            save_total_limit: settings.save_total_limit,
-        },
+        settings: run_settings(settings, max_steps),
         metrics: JsonlSink::open(&settings.output_dir.join("metrics.jsonl"), state.metrics_bytes)?,
         completions: CompletionsSink::open(&settings.output_dir.join("completions.jsonl"), state.completions_bytes)?,
-        trackers: trackers(settings, state.step)?,
+        trackers: trackers(settings, resumed.is_some().then_some(state.step))?,
         console: Console::new(max_steps, state.step, settings.logging_steps),
         state,
         history,
@@ -131,7 +122,7 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     };
     let outcome = trainer.run()?;
     trainer.console.finish();
-    let mut after = None;
+    let (mut after, mut results) = (None, None);
     if outcome == Outcome::Finished {
         let (task, found_by) = (model.config.task, evaluate);
         let finish = |folder: &Path| {
@@ -140,13 +131,23 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
             let after = found.as_ref().map(|found| found.figures);
             let card = run_card(settings, &CardBase::of(settings, &model), &trainer.state, after);
             write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
+            if let Some(found) = &found {
+                let figures = all_results(&trainer.state, &trainer.history, &found.metrics);
+                write_atomic(&folder.join("all_results.json"), |w| writeln!(w, "{figures:#}"))?;
+            }
             Ok(found)
         };
         if let Some(found) = trainer.publish(finish)? {
             after = Some(found.figures);
+            results = Some(evaluated(&found.metrics));
             trainer.show_samples(found.samples)?;
         }
     }
+    let exit_code = match outcome {
+        Outcome::Finished => 0,
+        Outcome::Interrupted(exit) => exit as u8,
+    };
+    trainer.end_trackers(&RunEnd { results: results.as_ref(), exit_code });
     let pushed =
         push_id.filter(|_| outcome == Outcome::Finished).map(|id| push_model(settings, &id, trainer.state.step));
     let summary = Summary {
@@ -158,6 +159,33 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         next_command: Some(next_command(settings, outcome)),
     };
     Ok(TrainReport { outcome, summary, pushed })
+}
+
+/// How far a run is.
+struct Progress {
+    state: TrainingState,
+    history: TrainerState,
+    /// Rollouts that are to be used again.
+    kept: Option<SavedRollouts>,
+}
+
+impl Progress {
+    /// What the checkpoint `folder` holds; weights and moments go into the policy, and the reference's into the method.
+    fn load(
+        folder: &Path,
+        identity: RunIdentity,
+        policy: &mut Policy,
+        method: &mut Method,
+    ) -> Result<Self, RecipeError> {
+        let state = TrainingState { identity, ..TrainingState::load(folder)? };
+        let history = TrainerState::load_or_new(folder)?;
+        let kept = if state.iteration > 0 { SavedRollouts::load(folder)? } else { None };
+        restore(policy, folder, state.step - state.idle_steps.min(state.step))?;
+        if let Some(reference) = method.reference_mut() {
+            restore_reference(reference, folder)?;
+        }
+        Ok(Self { state, history, kept })
+    }
 }
 
 /// The whole id of the repository that the run will be pushed to, which is made here: a token that may not push is found
@@ -185,6 +213,15 @@ fn push_model(settings: &RunConfig, id: &str, step: u64) -> Result<Pushed, Recip
             source: Box::new(source),
         }
     })
+}
+
+/// Lets the rewards get ready, where something is scored: a program is started while the model is loaded.
+fn start_rewards(settings: &RunConfig, rewards: &WeightedRewards, stop: StopSignal) -> Result<(), RecipeError> {
+    if settings.samples_completions() || settings.eval_file.is_some() {
+        let is_stopping: IsStopping = Arc::new(move || stop.requested().is_some());
+        rewards.start(&is_stopping)?;
+    }
+    Ok(())
 }
 
 /// The settings with the names and weights of the caller's own rewards, so that a checkpoint says what it was trained on.
@@ -228,7 +265,8 @@ fn identity(
         model: settings.model.clone(),
         revision: model.resolved.commit.clone(),
         tokenizer_sha256: sha256_file(&model.resolved.folder.join("tokenizer.json"))?.1,
-        data_sha256: data.sha256().to_owned(),
+        data_sha256: data.sha256(),
+        data_revision: data.revision(),
         shapes_sha256: RunIdentity::hash_shapes(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()))),
     })
 }
@@ -270,16 +308,31 @@ fn resume(
     Ok(Some(folder))
 }
 
-/// Where metrics go besides the files that every run writes.
-fn trackers(settings: &RunConfig, step: u64) -> Result<Vec<Box<dyn MetricSink>>, RecipeError> {
-    let open = |name: &String| -> Option<Result<Box<dyn MetricSink>, RecipeError>> {
-        // Other names were refused with the configuration.
-        (name == "tensorboard").then(|| {
-            let folder = settings.output_dir.join("runs").join(settings.run_name.as_deref().unwrap_or("run"));
-            Ok(Box::new(TensorBoardSink::open(&folder, step)?) as Box<dyn MetricSink>)
-        })
-    };
-    settings.report_to.iter().filter_map(open).collect()
+/// The metrics of an evaluation by their names in the log.
+fn evaluated(metrics: &StepMetrics) -> StepMetrics {
+    let mut named = StepMetrics::new();
+    named.extend("eval_", metrics);
+    named
+}
+
+/// `all_results.json`, as transformers calls it: what the saved model was evaluated to, and after how much training.
+fn all_results(state: &TrainingState, history: &TrainerState, metrics: &StepMetrics) -> serde_json::Value {
+    let mut results = serde_json::Map::new();
+    results.insert("step".into(), state.step.into());
+    results.insert("epoch".into(), history.epoch.into());
+    results.insert("num_tokens".into(), state.num_tokens.into());
+    results.extend(evaluated(metrics).to_json());
+    results.into()
+}
+
+fn run_settings(settings: &RunConfig, max_steps: u64) -> RunSettings {
+    RunSettings {
+        max_steps,
+        eval_steps: settings.eval_steps,
+        eval_on_start: settings.eval_on_start,
+        save_steps: settings.save_steps,
+        save_total_limit: settings.save_total_limit,
+    }
 }
 
 fn fill_history(history: &mut TrainerState, settings: &RunConfig, max_steps: u64) {

@@ -1,7 +1,7 @@
 //! Rewards made of closures, and a reward under another name.
 
 use super::error::RewardError;
-use super::{Reward, RewardInput, TokenScores};
+use super::{IsStopping, Reward, RewardInput, TokenScores};
 use crate::data::Columns;
 use crate::device::Compute;
 use std::sync::Arc;
@@ -113,6 +113,18 @@ impl Reward for Labelled {
 
     fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {
         self.reward.score(input).map_err(|error| self.relabel(error))
+    }
+
+    fn score_batch(&self, inputs: &[RewardInput<'_>]) -> Result<Vec<Option<f64>>, RewardError> {
+        self.reward.score_batch(inputs).map_err(|error| self.relabel(error))
+    }
+
+    fn is_external(&self) -> bool {
+        self.reward.is_external()
+    }
+
+    fn start(&self, is_stopping: &IsStopping) -> Result<(), RewardError> {
+        self.reward.start(is_stopping).map_err(|error| self.relabel(error))
     }
 
     fn check_row(&self, columns: &Columns) -> Result<(), String> {

@@ -177,4 +177,8 @@ impl Reward for ModelReward {
     fn score(&self, input: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {
         Ok(self.score_all(std::slice::from_ref(input))?.into_iter().next())
     }
+
+    fn score_batch(&self, inputs: &[RewardInput<'_>]) -> Result<Vec<Option<f64>>, RewardError> {
+        Ok(self.score_all(inputs)?.into_iter().map(Some).collect())
+    }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::error::RewardError;
-use super::{Reward, RewardInput, TokenScores};
+use super::{IsStopping, Reward, RewardInput, TokenScores, beginning};
 use crate::data::Row;
 use crate::device::Compute;
-
-/// The most characters of a completion that a message shows.
-const SHOWN_CHARACTERS: usize = 60;
+use rayon::prelude::*;
+use std::panic::resume_unwind;
+use std::thread;
 
 /// Rewards with their weights: `R = sum over k of weight_k * score_k`. A clone shares the rewards.
 #[derive(Clone, Default)]
@@ -53,22 +53,75 @@ impl WeightedRewards {
     /// Scores a completion.
     ///
     /// # Errors
-    /// A reward fails, a score or a sum is not finite, or token scores are not one a completion id.
+    /// As [`WeightedRewards::score_batch`].
     pub fn score(&self, input: &RewardInput<'_>) -> Result<Scored, RewardError> {
-        let mut parts = Vec::with_capacity(self.parts.len());
+        let nothing = Scored { total: None, parts: Vec::new(), token_values: Vec::new(), keep: Vec::new() };
+        Ok(self.score_batch(std::slice::from_ref(input))?.pop().unwrap_or(nothing))
+    }
+
+    /// Scores several completions, in their order. Rewards that wait for something outside do so at the same time.
+    ///
+    /// # Errors
+    /// A reward fails, a score or a sum is not finite, or scores or token scores are not as many as they must be.
+    pub fn score_batch(&self, inputs: &[RewardInput<'_>]) -> Result<Vec<Scored>, RewardError> {
+        let parts = self.score_parts(inputs)?;
+        let mut tokens = Vec::with_capacity(self.parts.len());
+        for (_, reward) in &self.parts {
+            let of_inputs = inputs.par_iter().map(|input| reward.token_scores(input)).collect::<Result<Vec<_>, _>>()?;
+            tokens.push(of_inputs);
+        }
+        let mut scored = Vec::with_capacity(inputs.len());
+        for (index, input) in inputs.iter().enumerate() {
+            let parts: Vec<Option<f64>> = parts.iter().map(|scores| scores[index]).collect();
+            let tokens = tokens.iter_mut().map(|scores| scores[index].take());
+            scored.push(self.sum_up(input, parts, tokens)?);
+        }
+        Ok(scored)
+    }
+
+    /// The scores of each reward, in the order of the rewards.
+    fn score_parts(&self, inputs: &[RewardInput<'_>]) -> Result<Vec<Vec<Option<f64>>>, RewardError> {
+        let score = |reward: &Arc<dyn Reward>| {
+            let scores = reward.score_batch(inputs)?;
+            let (reward, given, wanted) = (reward.name().to_string(), scores.len(), inputs.len());
+            if given == wanted { Ok(scores) } else { Err(RewardError::ScoreCount { reward, given, wanted }) }
+        };
+        thread::scope(|scope| {
+            let score = &score;
+            // Those that wait are sent off first; the others have the calling thread and the pool.
+            let waiting: Vec<_> = self
+                .parts
+                .iter()
+                .map(|(_, reward)| reward.is_external().then(|| scope.spawn(move || score(reward))))
+                .collect();
+            let own: Vec<_> =
+                self.parts.iter().map(|(_, reward)| (!reward.is_external()).then(|| score(reward))).collect();
+            let all = waiting.into_iter().zip(own).map(|(waiting, own)| match (waiting, own) {
+                (Some(waiting), _) => waiting.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                (None, own) => own.unwrap_or_else(|| Ok(Vec::new())),
+            });
+            all.collect()
+        })
+    }
+
+    /// The weighted sums of one completion's scores.
+    fn sum_up(
+        &self,
+        input: &RewardInput<'_>,
+        parts: Vec<Option<f64>>,
+        tokens: impl Iterator<Item = Option<TokenScores>>,
+    ) -> Result<Scored, RewardError> {
         let mut total = None;
         let (mut token_values, mut keep) = (Vec::new(), Vec::new());
-        for (weight, reward) in &self.parts {
-            let score = reward.score(input)?;
-            if let Some(score) = score {
+        for (((weight, reward), score), tokens) in self.parts.iter().zip(&parts).zip(tokens) {
+            if let Some(score) = *score {
                 if !score.is_finite() {
                     let (reward, completion) = (reward.name().to_string(), beginning(input.completion));
                     return Err(RewardError::NonFinite { reward, line: input.line, score, completion });
                 }
                 total = Some(total.unwrap_or(0.0) + weight * score);
             }
-            parts.push(score);
-            if let Some(scores) = reward.token_scores(input)? {
+            if let Some(scores) = tokens {
                 check_tokens(reward.name(), &scores, input)?;
                 add_values(&mut token_values, *weight, &scores.values);
                 keep_less(&mut keep, scores.keep);
@@ -84,7 +137,7 @@ impl WeightedRewards {
         }
     }
 
-    /// Checks quickly that what the rewards need beside their input is there.
+    /// Checks quickly that what the rewards need from outside is there: programs, keys.
     ///
     /// # Errors
     /// What is missing.
@@ -98,6 +151,15 @@ impl WeightedRewards {
     /// What a reward needs is missing or cannot be used.
     pub fn prepare(&self, compute: &Compute) -> Result<(), RewardError> {
         self.parts.iter().try_for_each(|(_, reward)| reward.prepare(compute))
+    }
+
+    /// Lets the rewards get ready. After `is_stopping` says so, those that wait for something outside try nothing
+    /// again.
+    ///
+    /// # Errors
+    /// A reward cannot get ready.
+    pub fn start(&self, is_stopping: &IsStopping) -> Result<(), RewardError> {
+        self.parts.iter().try_for_each(|(_, reward)| reward.start(is_stopping))
     }
 
     /// Checks that every reward can use every row, before a run starts.
@@ -115,14 +177,6 @@ impl WeightedRewards {
             }
         }
         Ok(())
-    }
-}
-
-/// What a message shows of a completion.
-fn beginning(completion: &str) -> String {
-    match completion.char_indices().nth(SHOWN_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &completion[..end]),
-        None => completion.to_owned(),
     }
 }
 
@@ -207,6 +261,75 @@ mod tests {
         assert_eq!(scored, Scored { total: Some(3.5), parts, token_values: vec![], keep: vec![] });
         assert_eq!(score(&WeightedRewards::single(Silent)).unwrap().total, None);
         assert_eq!(rewards.names().collect::<Vec<_>>(), ["length", "silent", "one"]);
+    }
+
+    /// Scores its completions by a rule, all at once, and says on which thread.
+    struct Batched {
+        is_external: bool,
+        score: fn(usize) -> f64,
+        cut: usize,
+        thread: std::sync::Mutex<Option<thread::ThreadId>>,
+    }
+
+    impl Reward for Arc<Batched> {
+        fn name(&self) -> &'static str {
+            "batched"
+        }
+
+        fn score(&self, _: &RewardInput<'_>) -> Result<Option<f64>, RewardError> {
+            panic!("completions are scored together")
+        }
+
+        fn score_batch(&self, inputs: &[RewardInput<'_>]) -> Result<Vec<Option<f64>>, RewardError> {
+            *self.thread.lock().unwrap() = Some(thread::current().id());
+            let scores = inputs.iter().map(|input| Some((self.score)(input.completion.len())));
+            Ok(scores.take(inputs.len() - self.cut).collect())
+        }
+
+        fn is_external(&self) -> bool {
+            self.is_external
+        }
+    }
+
+    fn batched(is_external: bool, score: fn(usize) -> f64, cut: usize) -> Arc<Batched> {
+        Arc::new(Batched { is_external, score, cut, thread: std::sync::Mutex::default() })
+    }
+
+    fn score_words(rewards: &WeightedRewards) -> Result<Vec<Scored>, RewardError> {
+        let columns = Columns::new();
+        let input = |completion| super::super::testing::input(completion, &[], &columns);
+        rewards.score_batch(&["a", "bb", "ccc"].map(input))
+    }
+
+    /// Those that wait have a thread each; sums are in the order of the rewards, and of the completions.
+    #[test]
+    fn rewards_that_wait_do_so_beside_the_others() {
+        let (here, there) = (batched(false, |n| n as f64, 0), batched(true, |n| 10.0 * n as f64, 0));
+        let rewards = WeightedRewards::default()
+            .with(1.0, Arc::clone(&there))
+            .with(2.0, FnReward::new("one", |_| 1.0))
+            .with(3.0, Arc::clone(&here));
+        let scored = score_words(&rewards).unwrap();
+        let totals: Vec<_> = scored.iter().map(|scored| scored.total.unwrap()).collect();
+        assert_eq!(totals, [15.0, 28.0, 41.0]);
+        assert_eq!(scored[1].parts, [Some(20.0), Some(1.0), Some(2.0)]);
+        let thread_of = |reward: &Batched| reward.thread.lock().unwrap().unwrap();
+        assert_eq!(thread_of(&here), thread::current().id());
+        assert_ne!(thread_of(&there), thread::current().id());
+        assert!(score_words(&WeightedRewards::default()).unwrap().iter().all(|scored| scored.total.is_none()));
+    }
+
+    #[test]
+    fn the_first_reward_that_fails_is_told() {
+        let nan = || batched(true, |_| f64::NAN, 0);
+        let rewards = WeightedRewards::default().with(1.0, batched(false, |_| 1.0, 1)).with(1.0, nan());
+        let error = score_words(&rewards).unwrap_err();
+        assert_eq!(error.to_string(), "the reward `batched` gave 2 scores for 3 completions");
+        let error = score_words(&WeightedRewards::single(nan())).unwrap_err();
+        assert!(
+            error.to_string().starts_with("the reward `batched` gave NaN for a completion of line 1: \"a\""),
+            "{error}"
+        );
     }
 
     #[test]

@@ -105,6 +105,25 @@ pub struct CompletionRecord<'a> {
     pub finish_reason: &'a str,
 }
 
+impl CompletionRecord<'_> {
+    /// The line of `completions.jsonl`.
+    #[must_use]
+    pub fn to_json(&self) -> Map<String, Value> {
+        let rewards: Map<String, Value> =
+            self.rewards.iter().map(|(name, score)| ((*name).to_owned(), Value::from(*score))).collect();
+        let members = [
+            ("step", Value::from(self.step)),
+            ("prompt", self.prompt.into()),
+            ("completion", self.completion.into()),
+            ("rewards", rewards.into()),
+            ("reward", self.reward.into()),
+            ("advantage", self.advantage.into()),
+            ("finish_reason", self.finish_reason.into()),
+        ];
+        members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
 /// `completions.jsonl`: what the model wrote and what it got for it.
 #[derive(Debug)]
 pub struct CompletionsSink(LineFile);
@@ -117,18 +136,7 @@ impl CompletionsSink {
 
     /// Appends one completion.
     pub fn log(&mut self, record: &CompletionRecord<'_>) -> Result<(), TelemetryError> {
-        let rewards: Map<String, Value> =
-            record.rewards.iter().map(|(name, score)| ((*name).to_owned(), Value::from(*score))).collect();
-        let members = [
-            ("step", Value::from(record.step)),
-            ("prompt", record.prompt.into()),
-            ("completion", record.completion.into()),
-            ("rewards", rewards.into()),
-            ("reward", record.reward.into()),
-            ("advantage", record.advantage.into()),
-            ("finish_reason", record.finish_reason.into()),
-        ];
-        Ok(self.0.append(&members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())?)
+        Ok(self.0.append(&record.to_json())?)
     }
 
     /// The length of the file so far; a checkpoint remembers it.

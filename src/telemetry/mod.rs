@@ -1,9 +1,12 @@
-//! What a run reports: typed metrics, the files they go to, the terminal, and loud warnings.
+//! What a run reports: typed metrics, the files and trackers they go to, the terminal, and loud warnings.
 //!
-//! Owns the formats of `metrics.jsonl` and `completions.jsonl`, TensorBoard's event files and what is drawn on stderr. It is told numbers and
-//! texts and computes none of them; the trainer decides when to log.
+//! Owns the formats of `metrics.jsonl`, `completions.jsonl` and `metrics.csv`, TensorBoard's event files, what trackers
+//! are told and what is drawn on stderr. It is told numbers and texts and computes none of them; the trainer decides when
+//! to log.
 
+mod bridge;
 mod console;
+mod csv;
 mod jsonl;
 mod metrics;
 mod summary;
@@ -11,7 +14,9 @@ mod tensorboard;
 mod transfer;
 mod watch;
 
+pub use bridge::{BridgeError, BridgeLimits, BridgeSettings, BridgeSink};
 pub use console::{Console, LogWriter};
+pub use csv::CsvSink;
 pub use jsonl::{CompletionRecord, CompletionsSink, JsonlSink};
 pub use metrics::StepMetrics;
 pub use summary::{EvalFigures, Summary};
@@ -29,18 +34,34 @@ pub enum TelemetryError {
     /// A log file could not be written.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// A tracker could not be started.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
 }
 
 impl Diagnose for TelemetryError {
     fn hint(&self) -> Option<String> {
-        let Self::Io(error) = self;
-        error.hint()
+        match self {
+            Self::Io(error) => error.hint(),
+            Self::Bridge(error) => error.hint(),
+        }
     }
 
     fn exit(&self) -> Exit {
-        let Self::Io(error) = self;
-        error.exit()
+        match self {
+            Self::Io(error) => error.exit(),
+            Self::Bridge(error) => error.exit(),
+        }
     }
+}
+
+/// How a run ended, for those that show it.
+#[derive(Debug, Clone, Copy)]
+pub struct RunEnd<'a> {
+    /// What the saved model was evaluated to, by the names of `metrics.jsonl`.
+    pub results: Option<&'a StepMetrics>,
+    /// The exit code of the process.
+    pub exit_code: u8,
 }
 
 /// Somewhere that the metrics of each step go.
@@ -56,6 +77,11 @@ pub trait MetricSink {
 
     /// Makes what was logged durable; called before a checkpoint is committed.
     fn flush(&mut self) -> Result<(), TelemetryError>;
+
+    /// The run is over, finished or interrupted; nothing is logged after this.
+    fn end(&mut self, end: &RunEnd<'_>) {
+        let _ = end;
+    }
 }
 
 /// The most memory that this process has had resident, in bytes; `None` where the system does not say.

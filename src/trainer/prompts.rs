@@ -2,6 +2,7 @@
 
 use super::TrainError;
 use crate::data::{Columns, Row, RowOrder, RowPlace};
+use crate::reward::RewardInput;
 use crate::text::PromptRenderer;
 use serde_json::Value;
 use std::fmt;
@@ -18,6 +19,16 @@ pub struct PreparedPrompt {
     /// The messages behind the text; `None` of plain text.
     pub messages: Option<Vec<Value>>,
     pub columns: Columns,
+}
+
+impl PreparedPrompt {
+    /// A completion of this prompt as rewards see it.
+    #[must_use]
+    pub fn reward_input<'a>(&'a self, completion: &'a str, completion_ids: &'a [u32]) -> RewardInput<'a> {
+        let Self { text, messages, columns, place, .. } = self;
+        let line = place.number();
+        RewardInput { prompt: text, messages: messages.as_deref(), completion, completion_ids, columns, line }
+    }
 }
 
 /// The prompts of a file, those that are too long left out.

@@ -14,6 +14,7 @@ use crate::rollout::{Completion, Engine, Observer, RolloutGroup, RolloutProgress
 use crate::telemetry::{Console, StepFacts, StepMetrics};
 use crate::text::{FinishReason, StopRules, Tokenizer};
 use rayon::prelude::*;
+use std::iter;
 use std::time::Instant;
 
 /// The number of a prompt's greedy completion in the randomness: no sampled one comes that far.
@@ -163,7 +164,7 @@ impl RolloutSource {
         Ok(sampled)
     }
 
-    /// Text and score of every completion, in parallel.
+    /// Text and score of every completion.
     fn score(
         &self,
         at: &StepContext<'_>,
@@ -173,22 +174,20 @@ impl RolloutSource {
     ) -> Result<Vec<Vec<(String, Scored)>>, TrainError> {
         at.begin(Phase::Reward);
         let started = Instant::now();
-        let of_completion = |prompt: &PreparedPrompt, c: &Completion| -> Result<(String, Scored), TrainError> {
-            let text = self.tokenizer.decode(&c.ids)?;
-            let (columns, line) = (&prompt.columns, prompt.place.number());
-            let (messages, completion_ids) = (prompt.messages.as_deref(), &c.ids[..]);
-            let (prompt, completion) = (&prompt.text[..], &text[..]);
-            let input = RewardInput { prompt, messages, completion, completion_ids, columns, line };
-            let scored = self.rewards.score(&input)?;
-            Ok((text, scored))
-        };
-        let groups = prompts.par_iter().zip(sampled).map(|(prompt, group)| {
-            let prompt = &self.prompts[*prompt];
-            group.completions.par_iter().map(|c| of_completion(prompt, c)).collect::<Result<Vec<_>, _>>()
-        });
-        let scored = groups.collect::<Result<Vec<_>, _>>()?;
+        let of_group = |(prompt, group): (&usize, &'_ RolloutGroup)| (*prompt, group.completions.len());
+        let prompts =
+            prompts.iter().zip(sampled).map(of_group).flat_map(|(prompt, count)| iter::repeat_n(prompt, count));
+        let completions: Vec<&Completion> = sampled.iter().flat_map(|group| &group.completions).collect();
+        let texts = completions.par_iter().map(|completion| self.tokenizer.decode(&completion.ids));
+        let texts = texts.collect::<Result<Vec<String>, _>>()?;
+        let rows = prompts.zip(texts.iter().zip(&completions));
+        let inputs: Vec<RewardInput<'_>> =
+            rows.map(|(prompt, (text, sampled))| self.prompts[prompt].reward_input(text, &sampled.ids)).collect();
+        let scored = self.rewards.score_batch(&inputs)?;
+        let mut scored = texts.into_iter().zip(scored);
+        let groups = sampled.iter().map(|group| scored.by_ref().take(group.completions.len()).collect()).collect();
         rollouts.reward_secs += started.elapsed().as_secs_f64();
-        Ok(scored)
+        Ok(groups)
     }
 }
 
@@ -242,6 +241,10 @@ impl Rollouts {
             metrics.mean(&format!("rewards/{name}/mean"), scores.iter().sum(), scores.len() as u64);
             let std = (squares / scores.len().saturating_sub(1).max(1) as f64).sqrt();
             metrics.gauge(&format!("rewards/{name}/std"), std);
+            // Of a reward that scores single tokens none has a score.
+            if !scores.is_empty() && scores.len() < rows.len() {
+                metrics.count(&format!("rewards/{name}/num_unscored"), (rows.len() - scores.len()) as u64);
+            }
         }
         metrics.mean("frac_reward_zero_std", stats.zero_std_groups as f64, self.groups.len() as u64);
         for reward in self.groups.iter().filter_map(|group| group.greedy_reward) {

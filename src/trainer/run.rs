@@ -12,8 +12,8 @@ use crate::device::peak_gpu_memory;
 use crate::error::{Diagnose, Exit};
 use crate::model::Decoder;
 use crate::telemetry::{
-    CompletionRecord, CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, StepFacts, StepMetrics, Watch,
-    peak_memory_bytes,
+    CompletionRecord, CompletionsSink, Console, EvalFigures, JsonlSink, MetricSink, RunEnd, StepFacts, StepMetrics,
+    Watch, peak_memory_bytes,
 };
 use std::path::{Path, PathBuf};
 
@@ -152,8 +152,7 @@ impl Trainer {
                 Err(error) => {
                     // The gradients of a step that is not finished must not be added to those of another.
                     self.policy.clear_gradients()?;
-                    self.save_before(&error, saved_at);
-                    return Err(error);
+                    return self.end_with(error, saved_at);
                 }
             };
             let facts = output.facts.map(|facts| StepFacts { idle: output.idle, ..facts });
@@ -163,8 +162,7 @@ impl Trainer {
                 }
             }
             if let Err(error) = self.finish_step(output) {
-                self.save_before(&error, saved_at);
-                return Err(error);
+                return self.end_with(error, saved_at);
             }
             if self.settings.saves_at(self.state.step) {
                 self.save()?;
@@ -190,11 +188,24 @@ impl Trainer {
         Ok(output)
     }
 
-    /// Saves the state after the last whole step where a value that is not finite, or a reward, ends the run.
-    fn save_before(&mut self, error: &TrainError, saved_at: Option<u64>) {
-        let is_saved_for = error.exit() == Exit::NonFinite || matches!(error, TrainError::Reward(_));
-        if is_saved_for && let Err(unsaved) = self.save_unless(saved_at) {
+    /// Ends the run with an error. Where a value that is not finite, or a reward, is to blame, the state after the last
+    /// whole step is saved first.
+    fn end_with(&mut self, error: TrainError, saved_at: Option<u64>) -> Result<Outcome, TrainError> {
+        let is_reward = matches!(error, TrainError::Reward(_));
+        if !is_reward && error.exit() != Exit::NonFinite {
+            return Err(error);
+        }
+        if let Err(unsaved) = self.save_unless(saved_at) {
             tracing::warn!("the state after step {} could not be saved: {unsaved}", self.state.step);
+            return Err(error);
+        }
+        match self.stop.requested() {
+            // Rewards that wait for something outside try nothing again once the run is to stop.
+            Some(exit) if is_reward => {
+                tracing::warn!("stopped in the middle of a step: {error}");
+                Ok(Outcome::Interrupted(exit))
+            }
+            _ => Err(error),
         }
     }
 
@@ -261,6 +272,11 @@ impl Trainer {
     fn log(&mut self, step: u64, metrics: &StepMetrics) -> Result<(), TrainError> {
         self.metrics.log(step, metrics)?;
         Ok(self.trackers.iter_mut().try_for_each(|tracker| tracker.log(step, metrics))?)
+    }
+
+    /// Tells the trackers that the run is over; one that runs beside this process gets some time to finish.
+    pub fn end_trackers(&mut self, end: &RunEnd<'_>) {
+        self.trackers.iter_mut().for_each(|tracker| tracker.end(end));
     }
 
     fn log_completions(&mut self, records: &[LoggedCompletion]) -> Result<(), TrainError> {
