@@ -504,6 +504,28 @@ fn a_run_is_pushed_at_its_end() {
     assert!(error.to_string().contains("model.safetensors is damaged"), "{error}");
 }
 
+/// An adapter goes to the Hub and comes back, and its weights are demanded as a model's are.
+#[test]
+fn an_adapter_is_pushed_and_found() {
+    let (hub, folder, cache) = (hub(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    for name in files {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/peft/qwen2_tied").join(name);
+        fs::write(folder.path().join(name), fs::read(fixture).unwrap()).unwrap();
+    }
+    let pushed = push_it(&env(&hub), folder.path(), &target()).unwrap();
+    let env = HubEnv { cache: cache.path().to_owned(), ..env(&hub) };
+    let found = resolve_with(&env, ID, None, false, &|_| {}).unwrap();
+    assert_eq!(found.commit, Some(pushed.commit));
+    for name in files {
+        assert!(fs::read(found.folder.join(name)).unwrap() == fs::read(folder.path().join(name)).unwrap(), "{name}");
+    }
+    assert_eq!(resolve_with(&env, ID, None, true, &|_| {}).unwrap(), found);
+    fs::remove_file(found.folder.join("adapter_model.safetensors")).unwrap();
+    let error = resolve_with(&env, ID, None, true, &|_| {}).unwrap_err().to_string();
+    assert!(error.contains("adapter_model.safetensors"), "{error}");
+}
+
 /// A second witness: the Rust client of Hugging Face downloads what was pushed, byte for byte, and its cache serves here.
 #[test]
 fn hf_hub_finds_what_was_pushed() {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  candlewick merge output/lora merged")]
 pub struct MergeArgs {
-    /// The adapter: a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`).
+    /// The adapter: a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) or a Hub id.
     adapter: String,
     /// The folder to write.
     #[arg(value_name = "FOLDER")]

@@ -12,6 +12,9 @@ use super::{Request, Resolved};
 
 /// The single weight file and the index of several, as every transformers model names them.
 pub(super) const WEIGHTS: &str = "model.safetensors";
+/// What makes a repository that of an adapter, as transformers sees it.
+pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(super) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// Folder of a repository in the cache.
@@ -46,6 +49,10 @@ pub(super) fn find(request: &Request) -> Result<Resolved, String> {
     let commit = commit_of(request)?;
     let folder = root.join("snapshots").join(&commit);
     let need = |file: &str| if folder.join(file).exists() { Ok(()) } else { Err(file.to_owned()) };
+    if need(ADAPTER_CONFIG).is_ok() {
+        need(ADAPTER_WEIGHTS)?;
+        return Ok(Resolved { folder, repo: Some(request.repo.to_owned()), commit: Some(commit) });
+    }
     need("config.json")?;
     if need(INDEX).is_ok() {
         for shard in shards(&folder.join(INDEX)).ok_or_else(|| INDEX.to_owned())? {

@@ -9,7 +9,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cache::{self, INDEX, WEIGHTS};
+use super::cache::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS};
 use super::content::{git_sha1, has_hash};
 use super::http::{Ask, Client};
 use super::listing::{ContentHash, Listed, commit_of, list};
@@ -28,13 +28,26 @@ pub(super) struct Snapshot<'a> {
     progress: &'a dyn Fn(&str),
 }
 
-/// Fetches what is missing of a model, checks it, and points `refs/<revision>` at it.
+/// Fetches what is missing of a model or an adapter, checks it, and points `refs/<revision>` at it.
 pub(super) fn fetch(request: &Request, progress: &dyn Fn(&str)) -> Result<Resolved, HubError> {
     let snapshot = Snapshot::open(request, progress)?;
     let all = snapshot.list(false)?;
     let missing = |file: &str| HubError::MissingFile { repo: request.repo.into(), file: file.into() };
     let mut wanted: Vec<Listed> = all.iter().filter(|file| is_wanted(&file.name)).cloned().collect();
-    if !wanted.iter().any(|file| file.name == "config.json") {
+    let has = |name: &str| wanted.iter().any(|file| file.name == name);
+    let is_pickle = |name: &str| ["bin", "pt", "pth"].iter().any(|kind| has_extension(name, kind));
+    let no_weights = |name: &str| match all.iter().find(|file| is_pickle(&file.name)) {
+        Some(file) => HubError::Pickle { repo: request.repo.into(), file: file.name.clone() },
+        None => missing(name),
+    };
+    if has(ADAPTER_CONFIG) {
+        if !has(ADAPTER_WEIGHTS) {
+            return Err(no_weights(ADAPTER_WEIGHTS));
+        }
+        wanted.retain(|file| !is_weights(&file.name) || file.name == ADAPTER_WEIGHTS);
+        return finish(&snapshot, wanted);
+    }
+    if !has("config.json") {
         return Err(missing("config.json"));
     }
     // The index comes before the rest, because it names the shards.
@@ -48,16 +61,18 @@ pub(super) fn fetch(request: &Request, progress: &dyn Fn(&str)) -> Result<Resolv
     } else if wanted.iter().any(|file| file.name == WEIGHTS) {
         wanted.retain(|file| !is_weights(&file.name) || file.name == WEIGHTS);
     } else {
-        let is_pickle = |name: &str| ["bin", "pt", "pth"].iter().any(|kind| has_extension(name, kind));
-        return Err(match all.iter().find(|file| is_pickle(&file.name)) {
-            Some(file) => HubError::Pickle { repo: request.repo.into(), file: file.name.clone() },
-            None => missing(WEIGHTS),
-        });
+        return Err(no_weights(WEIGHTS));
     }
+    finish(&snapshot, wanted)
+}
+
+/// Fetches the files of a snapshot, the weights last, and points the revision at it.
+fn finish(snapshot: &Snapshot, mut wanted: Vec<Listed>) -> Result<Resolved, HubError> {
     wanted.sort_by_key(|file| is_weights(&file.name));
     wanted.iter().try_for_each(|file| snapshot.fetch(file).map(drop))?;
     snapshot.complete()?;
-    cache::find(request).map_err(|file| missing(&file))
+    let request = snapshot.request;
+    cache::find(request).map_err(|file| HubError::MissingFile { repo: request.repo.into(), file })
 }
 
 /// Whether a top-level file belongs to a model: settings, tokenizer, template, weights. Never a pickle.
