@@ -6,7 +6,6 @@
 //! rewards or tensors.
 
 use crate::model::PackedTokens;
-use crate::ops::attention::Segment;
 use std::ops::Range;
 
 /// A prompt with the completions to train on.
@@ -44,7 +43,7 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     fn push(&mut self, group: &Group<'_>, completions: Range<usize>) {
-        let prompt = self.segment(group.prompt, 0, 0..0);
+        let prompt = self.tokens.push(group.prompt, 0, 0..0);
         for (row, ids) in &group.completions[completions] {
             let start = self.targets.len();
             self.targets.extend_from_slice(ids);
@@ -52,20 +51,9 @@ impl MicroBatch {
             self.ranges.push(start..self.targets.len());
             let Some((_, inner)) = ids.split_last() else { continue };
             self.prediction_rows.push(prompt.end as u32 - 1);
-            let rows = self.segment(inner, group.prompt.len(), prompt.clone());
+            let rows = self.tokens.push(inner, group.prompt.len(), prompt.clone());
             self.prediction_rows.extend(rows.map(|row| row as u32));
         }
-    }
-
-    /// Appends tokens as one segment and returns their rows.
-    fn segment(&mut self, ids: &[u32], position: usize, prefix: Range<usize>) -> Range<usize> {
-        let rows = self.tokens.ids.len()..self.tokens.ids.len() + ids.len();
-        self.tokens.ids.extend_from_slice(ids);
-        self.tokens.positions.extend((position..position + ids.len()).map(|p| p as u32));
-        if !ids.is_empty() {
-            self.tokens.segments.push(Segment { rows: rows.clone(), prefix });
-        }
-        rows
     }
 }
 
@@ -141,6 +129,7 @@ pub fn blocks(ids: &[u32], block_size: usize) -> impl Iterator<Item = &[u32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::attention::Segment;
     use proptest::prelude::*;
 
     /// Written out: positions go on after the prompt, the prompt's last row predicts each first token, and the last

@@ -22,6 +22,7 @@ use crate::ops::rms_norm::{rms_norm, rms_norm_backward, rms_norm_into};
 use crate::ops::rope::RopeTable;
 use crate::ops::storage::{copy, unset};
 use candle_core::{DType, Device, Result, Tensor};
+use std::ops::Range;
 
 /// Tokens of any number of sequences, one after the other.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +30,20 @@ pub struct PackedTokens {
     pub ids: Vec<u32>,          // [N]
     pub positions: Vec<u32>,    // [N], the position of each token in its own sequence
     pub segments: Vec<Segment>, // cover 0..N in order
+}
+
+impl PackedTokens {
+    /// Appends tokens, the first at `position` of its sequence, as one segment that sees the rows `prefix`, too; returns
+    /// their rows.
+    pub fn push(&mut self, ids: &[u32], position: usize, prefix: Range<usize>) -> Range<usize> {
+        let rows = self.ids.len()..self.ids.len() + ids.len();
+        self.ids.extend_from_slice(ids);
+        self.positions.extend((position..position + ids.len()).map(|p| p as u32));
+        if !ids.is_empty() {
+            self.segments.push(Segment { rows: rows.clone(), prefix });
+        }
+        rows
+    }
 }
 
 /// Keys and values of past tokens, a row a token; which rows belong to which sequence is the caller's business.

@@ -4,11 +4,9 @@
 //! tokens of that beginning, and a shared beginning gives the hidden states of separate ones.
 
 use super::decoder::{Decoder, PackedTokens};
-use crate::ops::attention::Segment;
 use crate::ops::score::scores;
 use candle_core::Result;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Texts to run together and where each of them is read.
 #[derive(Debug, Clone, Default)]
@@ -23,23 +21,12 @@ impl ScoreBatch {
     /// Adds the texts of a group, none of them empty; what they begin with together is run once.
     fn push(&mut self, group: &[&[u32]]) {
         let shared = common_prefix(group);
-        let prefix = self.segment(group.first().map_or(&[], |text| &text[..shared]), 0, 0..0);
+        let prefix = self.tokens.push(group.first().map_or(&[], |text| &text[..shared]), 0, 0..0);
         for text in group {
-            let own = self.segment(&text[shared..], shared, prefix.clone());
+            let own = self.tokens.push(&text[shared..], shared, prefix.clone());
             let last = if own.is_empty() { prefix.end } else { own.end } - 1;
             self.ends.push(last as u32);
         }
-    }
-
-    /// Appends tokens as one segment and returns their rows.
-    fn segment(&mut self, ids: &[u32], position: usize, prefix: Range<usize>) -> Range<usize> {
-        let rows = self.tokens.ids.len()..self.tokens.ids.len() + ids.len();
-        self.tokens.ids.extend_from_slice(ids);
-        self.tokens.positions.extend((position..position + ids.len()).map(|p| p as u32));
-        if !ids.is_empty() {
-            self.tokens.segments.push(Segment { rows: rows.clone(), prefix });
-        }
-        rows
     }
 
     /// Puts groups of texts into batches of at most `max_tokens` tokens, in order, and never cuts one: an objective that
@@ -114,6 +101,7 @@ mod tests {
     use super::*;
     use crate::device::Compute;
     use crate::model::{Family, ModelConfig, Params, Task, init_weights};
+    use crate::ops::attention::Segment;
     use std::path::Path;
 
     fn model() -> Decoder {
