@@ -3,7 +3,7 @@
 //! Owns its keys, their defaults and what must hold between them; the comments make its part of the reference page.
 
 use super::checks::Problem;
-use super::kinds::{Algorithm, DeviceKind, Init};
+use super::kinds::{Algorithm, Init};
 use super::run_config::RunConfig;
 use crate::model::{PeftConfig, TargetModules};
 use crate::ops::quantized::QuantFormat;
@@ -33,7 +33,7 @@ pub struct LoraConfig {
     /// Default none: `false`, as PEFT.
     pub use_rslora: Option<bool>,
     /// Keep the linear maps of the frozen model in few bits: `q8_0` (8.5 bits a weight) or `q4_0` (4.5), rounded when
-    /// they are read. Saves memory and costs time; on the CPU only. What is saved belongs to the unrounded model, with
+    /// they are read. Saves memory and costs time. What is saved belongs to the unrounded model, with
     /// which it is evaluated at the end. Default none: as they are.
     pub quantize_base: Option<BaseFormat>,
 }
@@ -119,10 +119,6 @@ pub(super) fn problems(config: &RunConfig) -> Vec<Problem> {
     if config.resolved_init() == Init::Random {
         let message = "`[lora]` adapts a trained model, and the weights of this one are drawn at random";
         found.push(Problem::new(&["lora", "architecture", "init"], message).help("train the model itself first"));
-    }
-    if lora.quantize_base.is_some() && config.device == DeviceKind::Cuda {
-        let message = "`quantize_base` of `[lora]` works on the CPU only";
-        found.push(Problem::new(&["lora", "device"], message).help("leave it out, or set `device = \"cpu\"`"));
     }
     if config.algorithm == Algorithm::Reward {
         let message = "`[lora]` cannot be used with `algorithm = \"reward\"`: the score head is no part of an adapter";

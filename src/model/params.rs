@@ -20,7 +20,7 @@ pub struct Params {
 }
 
 impl Param {
-    /// A frozen parameter; with a `format`, that of a linear map of a layer is kept in few bits, on the CPU.
+    /// A frozen parameter; with a `format`, that of a linear map of a layer is kept in few bits.
     ///
     /// # Errors
     /// Fails where its rows are no whole number of blocks, or memory is short.
@@ -28,7 +28,7 @@ impl Param {
         let LoadedTensor { name, shape, data } = tensor;
         let weight = match (format, &*shape) {
             (Some(format), [_, cols]) if name.ends_with("_proj.weight") => {
-                Weight::quantized(Quantized::new(&data, *cols, format)?)?
+                Weight::quantized(Quantized::new(&data, *cols, format, compute.dtype, &compute.device)?)?
             }
             _ => Weight::frozen(Tensor::from_vec(data, shape, &compute.device)?.to_dtype(compute.dtype)?),
         };

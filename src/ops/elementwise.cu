@@ -3,37 +3,34 @@
 // y = silu(gate) up, from the halves of gate_up.
 template <class T> __device__ void silu_mul(Mat gate_up, Mat y) {
     const T *from = row_of<T>(gate_up, blockIdx.x);
-    T *to = row_of<T>(y, blockIdx.x);
-    FOR_COLUMNS(i, y.cols) {
-        float gate = to_float(from[i]), up = to_float(from[y.cols + i]);
-        to[i] = from_float<T>(gate / (1.0f + expf(-gate)) * up);
-    }
+    map_columns<2, 1, T>(y.cols, {from, from + y.cols}, {row_of<T>(y, blockIdx.x)}, [](const float *x, float *y) {
+        float gate = x[0], up = x[1];
+        y[0] = gate / (1.0f + expf(-gate)) * up;
+    });
 }
 
 // d_gate_up = the gradient of silu_mul, given that of its result.
 template <class T> __device__ void silu_mul_backward(Mat g, Mat gate_up, Mat d_gate_up) {
     const T *from = row_of<T>(gate_up, blockIdx.x), *upstream = row_of<T>(g, blockIdx.x);
     T *to = row_of<T>(d_gate_up, blockIdx.x);
-    FOR_COLUMNS(i, g.cols) {
-        float gate = to_float(from[i]), up = to_float(from[g.cols + i]), by = to_float(upstream[i]);
-        float s = 1.0f / (1.0f + expf(-gate));
-        to[i] = from_float<T>(by * up * s * (1.0f + gate * (1.0f - s)));
-        to[g.cols + i] = from_float<T>(by * gate * s);
-    }
+    map_columns<3, 2, T>(g.cols, {from, from + g.cols, upstream}, {to, to + g.cols}, [](const float *x, float *y) {
+        float gate = x[0], up = x[1], by = x[2], s = 1.0f / (1.0f + expf(-gate));
+        y[0] = by * up * s * (1.0f + gate * (1.0f - s));
+        y[1] = by * gate * s;
+    });
 }
 
 // y += x
 template <class T> __device__ void add_into(Mat y, Mat x) {
-    const T *from = row_of<T>(x, blockIdx.x);
     T *to = row_of<T>(y, blockIdx.x);
-    FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + to_float(from[i]));
+    map_columns<2, 1, T>(y.cols, {to, row_of<T>(x, blockIdx.x)}, {to}, [](const float *x, float *y) { y[0] = x[0] + x[1]; });
 }
 
 // y += scale x
 template <class T> __device__ void add_scaled(Mat y, Mat x, float scale) {
-    const T *from = row_of<T>(x, blockIdx.x);
     T *to = row_of<T>(y, blockIdx.x);
-    FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + scale * to_float(from[i]));
+    map_columns<2, 1, T>(y.cols, {to, row_of<T>(x, blockIdx.x)}, {to},
+                         [=](const float *x, float *y) { y[0] = x[0] + scale * x[1]; });
 }
 
 // One block of Philox4x32-10: the same bits as `rng::philox`.
@@ -66,16 +63,13 @@ __device__ void dropout(Mat x, Mat y, uint32_t key0, uint32_t key1, uint32_t thr
 
 // y = x
 template <class T> __device__ void copy_rows(Mat y, Mat x) {
-    const T *from = row_of<T>(x, blockIdx.x);
-    T *to = row_of<T>(y, blockIdx.x);
-    FOR_COLUMNS(i, y.cols) to[i] = from[i];
+    map_columns<1, 1, T>(y.cols, {row_of<T>(x, blockIdx.x)}, {row_of<T>(y, blockIdx.x)}, Same());
 }
 
 // y += bias in every row
 template <class T> __device__ void add_to_rows(Mat y, Mat bias) {
-    const T *from = row_of<T>(bias, 0);
     T *to = row_of<T>(y, blockIdx.x);
-    FOR_COLUMNS(i, y.cols) to[i] = from_float<T>(to_float(to[i]) + to_float(from[i]));
+    map_columns<2, 1, T>(y.cols, {to, row_of<T>(bias, 0)}, {to}, [](const float *x, float *y) { y[0] = x[0] + x[1]; });
 }
 
 // sum [cols] += the sum of each column of x. Block: 8 lines of 32 threads, a column for each of the 32.

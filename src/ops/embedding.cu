@@ -2,16 +2,12 @@
 
 // Row i of y = row rows[i] of x.
 template <class T> __device__ void gather_rows(Mat x, const uint32_t *rows, Mat y) {
-    const T *from = row_of<T>(x, rows[blockIdx.x]);
-    T *to = row_of<T>(y, blockIdx.x);
-    FOR_COLUMNS(i, y.cols) to[i] = from[i];
+    map_columns<1, 1, T>(y.cols, {row_of<T>(x, rows[blockIdx.x])}, {row_of<T>(y, blockIdx.x)}, Same());
 }
 
 // Row rows[i] of y = row i of x.
 template <class T> __device__ void scatter_rows(Mat y, const uint32_t *rows, Mat x) {
-    const T *from = row_of<T>(x, blockIdx.x);
-    T *to = row_of<T>(y, rows[blockIdx.x]);
-    FOR_COLUMNS(i, x.cols) to[i] = from[i];
+    map_columns<1, 1, T>(x.cols, {row_of<T>(x, blockIdx.x)}, {row_of<T>(y, rows[blockIdx.x])}, Same());
 }
 
 // Rows of x that go to the same row: numbers starts[i]..starts[i + 1] of `order` go to row targets[i].

@@ -32,7 +32,7 @@ pub(crate) mod storage;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use quantized::Quantized;
 use std::borrow::Cow;
 
@@ -75,14 +75,14 @@ impl Weight {
         Ok(Self { value: master.to_dtype(dtype)?, grad, master: Some(master), quantized: None })
     }
 
-    /// A frozen matrix in few bits, on the CPU. Its [`Weight::value`] has its shape, but no values: only what asks for
+    /// A frozen matrix in few bits. Its [`Weight::value`] has its shape, but no values: only what asks for
     /// [`Weight::dense`] can use it.
     ///
     /// # Errors
-    /// Never, for a matrix that could be made.
+    /// Fails where the device does.
     pub fn quantized(matrix: Quantized) -> Result<Self> {
         // Rows that are no rows in memory: an operation that does not know of quantised weights refuses them.
-        let value = Tensor::zeros((1, 1), DType::F32, &Device::Cpu)?.broadcast_as(matrix.shape())?;
+        let value = Tensor::zeros((1, 1), matrix.dtype(), matrix.device())?.broadcast_as(matrix.shape())?;
         Ok(Self { value, grad: None, master: None, quantized: Some(matrix) })
     }
 

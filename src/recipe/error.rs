@@ -79,9 +79,6 @@ pub enum RecipeError {
     /// A merged model would overwrite what it is made of.
     #[error("{} holds what is to be merged", output.display())]
     MergeOver { output: PathBuf },
-    /// Quantised weights have no kernels for a GPU.
-    #[error("`quantize_base` of `[lora]` works on the CPU only, and this run computes on a GPU")]
-    QuantizedOnGpu,
     /// The rows of a linear map are no whole number of blocks.
     #[error("{map} cannot be quantised: its rows are no whole number of blocks of 32 values")]
     Blocks { map: String },
@@ -212,7 +209,6 @@ impl Diagnose for RecipeError {
             Self::OtherLora { .. } => "Leave the key out: an adapter that exists keeps what it was made with.",
             Self::NotAnAdapter { .. } => "Give the folder of an adapter; a model needs no merging.",
             Self::MergeOver { .. } => "Name another folder for the merged model.",
-            Self::QuantizedOnGpu => "Leave it out, or set `device = \"cpu\"`.",
             Self::Blocks { .. } => "Leave `quantize_base` out of `[lora]`.",
             Self::NoChatTemplate { .. } => "Leave out --chat, or give a template with --chat-template.",
             _ => return self.inner().and_then(Diagnose::hint),
@@ -237,7 +233,6 @@ impl Diagnose for RecipeError {
             | Self::OtherLora { .. }
             | Self::NotAnAdapter { .. }
             | Self::Blocks { .. }
-            | Self::QuantizedOnGpu
             | Self::MergeOver { .. }
             | Self::NoRecipe { .. }
             | Self::RecipeExists { .. }

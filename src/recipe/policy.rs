@@ -82,9 +82,6 @@ impl StartPolicy {
             // Adapters are small and learn in f32, which is what PEFT saves them in, too.
             (Some(config), _) => {
                 let format = settings.lora.as_ref().and_then(LoraConfig::quant_format);
-                if format.is_some() && !compute.device.is_cpu() {
-                    return Err(RecipeError::QuantizedOnGpu);
-                }
                 if let Some(map) = format.and_then(|_| unquantizable(model)) {
                     return Err(RecipeError::Blocks { map });
                 }

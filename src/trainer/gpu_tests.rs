@@ -2,17 +2,38 @@
 
 use super::policy::{Policy, PolicyConfig, TokenGrads};
 use crate::batch::{Group, pack};
-use crate::model::{Decoder, ModelConfig, Params, load_weights};
+use crate::model::adapter::init_adapter;
+use crate::model::{Adapter, Decoder, ModelConfig, Param, Params, PeftConfig, TargetModules, load_weights};
+use crate::ops::quantized::QuantFormat;
 use crate::ops::testing::{compute, on_gpu};
 use crate::optim::{AdamWConfig, LrSchedule, LrSchedulerType};
 use candle_core::{DType, Tensor};
 use std::path::Path;
 
-fn policy(dtype: DType) -> Policy {
+/// What is trained.
+#[derive(Clone, Copy)]
+enum Trained {
+    Model,
+    /// An adapter beside the model in few bits.
+    Adapter(QuantFormat),
+}
+
+fn policy(dtype: DType, trained: Trained) -> Policy {
     let folder = Path::new("data/starter");
     let config = ModelConfig::load(folder).expect("a model folder");
     let (tensors, _) = load_weights(folder, &config).expect("weights");
-    let decoder = Decoder::new(config, Params::new(tensors, &compute(dtype), true).expect("fits")).expect("complete");
+    let compute = compute(dtype);
+    let decoder = match trained {
+        Trained::Model => Decoder::new(config, Params::new(tensors, &compute, true).expect("fits")).expect("complete"),
+        Trained::Adapter(format) => {
+            let peft = PeftConfig::new(4, 8.0, 0.0, false, TargetModules::AllLinear);
+            let maps = peft.maps(&config).expect("there are maps");
+            let drawn = init_adapter(&maps, 1);
+            let frozen = tensors.into_iter().map(|tensor| Param::frozen(tensor, &compute, Some(format)).expect("fits"));
+            let model = Decoder::new(config, Params::of(frozen.collect())).expect("complete");
+            model.with_adapter(Adapter::new(&peft, maps, drawn, &compute, true).expect("fits")).expect("complete")
+        }
+    };
     let config = PolicyConfig {
         adamw: AdamWConfig::default(),
         learning_rate: 1e-3,
@@ -42,7 +63,7 @@ fn train(policy: &mut Policy) -> Vec<f64> {
 /// All master weights, one after the other.
 fn masters(policy: &Policy) -> Vec<f32> {
     let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
-    policy.decoder.params().iter().flat_map(|param| values(param.weight.master())).collect()
+    policy.decoder.trained().iter().flat_map(|param| values(param.weight.master())).collect()
 }
 
 fn distance(a: &[f32], b: &[f32]) -> f32 {
@@ -53,14 +74,25 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 /// they have moved.
 #[test]
 fn steps_on_a_gpu_are_those_on_the_cpu() {
-    let mut on_cpu = policy(DType::F32);
+    compare(Trained::Model);
+}
+
+#[test]
+fn steps_of_an_adapter_are_those_on_the_cpu() {
+    for format in [QuantFormat::Q8_0, QuantFormat::Q4_0] {
+        compare(Trained::Adapter(format));
+    }
+}
+
+fn compare(trained: Trained) {
+    let mut on_cpu = policy(DType::F32, trained);
     let start = masters(&on_cpu);
     let expected = train(&mut on_cpu);
     assert!(expected[2] < expected[0]);
     let moved = distance(&masters(&on_cpu), &start);
     for (dtype, of_loss, of_way) in [(DType::F32, 1e-4, 0.01), (DType::BF16, 0.05, 0.3)] {
         let (losses, ends) = on_gpu(|| {
-            let mut gpu = policy(dtype);
+            let mut gpu = policy(dtype, trained);
             (train(&mut gpu), masters(&gpu))
         });
         for (loss, expected) in losses.iter().zip(&expected) {

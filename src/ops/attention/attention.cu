@@ -114,20 +114,17 @@ template <int ROWS_OF, int E, class T, class Source>
 __device__ void load_rows(T *to, int width, Source source) {
     // 16 bytes at a time where rows allow it.
     const int N = 16 / sizeof(T), STRIDE = E + Pad<T>::VALUES;
-    struct alignas(16) Some {
-        T values[N];
-    };
     for (int i = threadIdx.x; i < ROWS_OF * (E / N); i += ATTENTION_THREADS) {
         int row = i / (E / N), column = i % (E / N) * N;
         const T *from = source(row);
-        Some some;
+        Values<T, N> some;
         if (from && column + N <= width && (uintptr_t)(from + column) % 16 == 0) {
-            some = *(const Some *)(from + column);
+            some = *(const Values<T, N> *)(from + column);
         } else {
 #pragma unroll
-            for (int j = 0; j < N; j++) some.values[j] = from && column + j < width ? from[column + j] : from_float<T>(0);
+            for (int j = 0; j < N; j++) some.of[j] = from && column + j < width ? from[column + j] : from_float<T>(0);
         }
-        *(Some *)(to + row * STRIDE + column) = some;
+        *(Values<T, N> *)(to + row * STRIDE + column) = some;
     }
 }
 

@@ -9,6 +9,7 @@
 #include "emulation.h"
 #else
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define EXPORT(name)
@@ -51,6 +52,50 @@ template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bf
 #define FOR_COLUMNS(column, cols)                                                                                      \
     for (size_t column = (size_t)blockIdx.y * blockDim.x + threadIdx.x; column < (cols);                               \
          column += (size_t)gridDim.y * blockDim.x)
+
+// N successive values, read or written at once.
+template <class T, int N> struct alignas(N * sizeof(T)) Values {
+    T of[N];
+};
+
+template <int N, int IN, int OUT, class T, class F>
+__device__ inline void map_values(size_t column, const T *const (&in)[IN], T *const (&out)[OUT], F f) {
+    Values<T, N> given[IN], made[OUT];
+#pragma unroll
+    for (int i = 0; i < IN; i++) given[i] = *(const Values<T, N> *)(in[i] + column);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        float x[IN], y[OUT];
+#pragma unroll
+        for (int i = 0; i < IN; i++) x[i] = to_float(given[i].of[n]);
+        f(x, y);
+#pragma unroll
+        for (int i = 0; i < OUT; i++) made[i].of[n] = from_float<T>(y[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < OUT; i++) *(Values<T, N> *)(out[i] + column) = made[i];
+}
+
+// Calls f(x, y) for each column of a row: x holds the column's value of each row of `in`, what it writes to y goes to the
+// rows `out`, which may be among `in`. Columns are shared out as in FOR_COLUMNS, but 16 bytes at a time where all rows
+// lie so.
+template <int IN, int OUT, class T, class F>
+__device__ void map_columns(size_t cols, const T *const (&in)[IN], T *const (&out)[OUT], F f) {
+    const int N = 16 / sizeof(T);
+    bool whole = cols % N == 0;
+    for (int i = 0; i < IN; i++) whole &= (uintptr_t)in[i] % 16 == 0;
+    for (int i = 0; i < OUT; i++) whole &= (uintptr_t)out[i] % 16 == 0;
+    if (whole) {
+        FOR_COLUMNS(some, cols / N) map_values<N>(some * N, in, out, f);
+    } else {
+        FOR_COLUMNS(column, cols) map_values<1>(column, in, out, f);
+    }
+}
+
+// What map_columns calls for a copy.
+struct Same {
+    __device__ void operator()(const float (&x)[1], float (&y)[1]) const { y[0] = x[0]; }
+};
 
 // Number of this thread among those of the grid, and how many there are: for loops over elements.
 __device__ inline size_t thread_of_grid() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }

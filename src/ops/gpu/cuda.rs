@@ -146,8 +146,25 @@ pub(super) fn record(device: &CudaDevice, work: impl FnOnce() -> Result<()>) -> 
     graph
 }
 
-pub(super) fn replay(graph: &CudaGraph) -> Result<()> {
-    graph.launch().w()
+pub(super) fn replay(device: &CudaDevice, graph: &CudaGraph) -> Result<()> {
+    match graph.launch() {
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+            release_freed_memory(device)?;
+            graph.launch().w()
+        }
+        other => other.w(),
+    }
+}
+
+/// Hands back what tensors have freed: it stays in their pool, where recorded work cannot use it.
+fn release_freed_memory(device: &CudaDevice) -> Result<()> {
+    let stream = device.cuda_stream();
+    stream.synchronize().w()?;
+    // SAFETY: the device is open, and a pool keeps what is in use.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device()).w()?;
+        sys::cuMemPoolTrimTo(pool, 0).result().w()
+    }
 }
 
 fn data_type(dtype: DType) -> Result<blas::cudaDataType> {

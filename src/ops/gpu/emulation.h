@@ -257,3 +257,14 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
     if (x != x) return {0x7fff};
     return {(uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
+
+struct __half {
+    uint16_t bits;
+};
+inline float __half2float(__half x) {
+    int exponent = x.bits >> 10 & 31, mantissa = x.bits & 1023;
+    float size = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                 : exponent == 0 ? ldexpf(mantissa, -24)
+                                 : ldexpf(1024 + mantissa, exponent - 25);
+    return x.bits >> 15 ? -size : size;
+}

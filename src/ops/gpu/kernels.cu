@@ -5,6 +5,7 @@
 #include "../elementwise.cu"
 #include "../embedding.cu"
 #include "../head.cu"
+#include "../quantized.cu"
 #include "../rms_norm.cu"
 #include "../rope.cu"
 #include "../../optim/adamw.cu"

@@ -130,7 +130,7 @@ impl Buffer {
 ///
 /// # Safety
 /// The type is laid out as its counterpart in the kernels and has no padding.
-pub(crate) unsafe trait Plain: Copy {}
+pub(crate) unsafe trait Plain {}
 
 // SAFETY: numbers, and structs of them that are laid out as in C.
 unsafe impl Plain for u32 {}
@@ -178,7 +178,7 @@ impl Launch {
 
     /// Blocks for each row, each with several columns a thread.
     pub fn rows(rows: usize, cols: usize) -> Self {
-        const COLUMNS: usize = 4 * THREADS as usize;
+        const COLUMNS: usize = 8 * THREADS as usize;
         let across = cols.div_ceil(COLUMNS).min(MAX_ACROSS) as u32;
         Self { blocks: [rows as u32, across, 1], threads: THREADS, shared: 0 }
     }
@@ -316,7 +316,7 @@ impl Gpu {
     ///
     /// # Errors
     /// Fails where something queued before has failed.
-    pub fn download<T: Plain + Default>(&self, buffer: &Buffer, len: usize) -> Result<Vec<T>> {
+    pub fn download<T: Plain + Copy + Default>(&self, buffer: &Buffer, len: usize) -> Result<Vec<T>> {
         let mut values = vec![T::default(); len];
         // SAFETY: `Plain` types are numbers or made of them: any bytes are values.
         let bytes = unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast::<u8>(), size_of_val(&*values)) };
@@ -422,7 +422,7 @@ impl Inputs {
 /// Launches that were recorded, to be queued again at once.
 pub(crate) enum Recording {
     #[cfg(feature = "cuda")]
-    Cuda(cuda::CudaGraph),
+    Cuda(candle_core::CudaDevice, cuda::CudaGraph),
 }
 
 impl Recording {
@@ -433,7 +433,7 @@ impl Recording {
     pub fn replay(&self) -> Result<()> {
         match *self {
             #[cfg(feature = "cuda")]
-            Self::Cuda(ref graph) => cuda::replay(graph),
+            Self::Cuda(ref device, ref graph) => cuda::replay(device, graph),
         }
     }
 }
@@ -459,7 +459,9 @@ impl Gpu {
     pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Recording>> {
         match *self {
             #[cfg(feature = "cuda")]
-            Self::Cuda(ref device) => cuda::record(device, work).map(|graph| graph.map(Recording::Cuda)),
+            Self::Cuda(ref device) => {
+                cuda::record(device, work).map(|graph| graph.map(|graph| Recording::Cuda(device.clone(), graph)))
+            }
             #[cfg(all(test, emulation))]
             Self::Emulated => {
                 drop(work);
