@@ -252,8 +252,21 @@ fn output_folders_that_cannot_be_used() {
     place.write("file", "");
     place.train("the output folder is a file", 5, &["--output-dir=file"]);
 
+    place.train("the folder of the model itself", 2, &["--output-dir=model"]);
+    place.write("mine/README.md", "# mine");
+    place.train("a folder with a page of somebody's", 2, &["--output-dir=mine", "--resume=auto"]);
+
     place.trained();
     place.train("a fresh run over checkpoints", 2, &[]);
+    let taken = fs::read(place.path("model/model.safetensors")).unwrap();
+    let mut other = taken.clone();
+    *other.last_mut().unwrap() ^= 1;
+    place.write("model/model.safetensors", &other);
+    place.train("a base model whose weights have changed", 2, &["--resume=auto"]);
+    place.write("model/model.safetensors", &taken);
+    fs::rename(place.path("out/checkpoint-1"), place.path("kept")).unwrap();
+    place.train("a finished run whose checkpoints are gone", 2, &["--resume=auto"]);
+    fs::rename(place.path("kept"), place.path("out/checkpoint-1")).unwrap();
     place.train("another model", 2, &["--resume", "auto", "--model=./model"]);
     place.train("resume a folder that is no checkpoint", 5, &["--resume=model"]);
     {

@@ -8,9 +8,10 @@ mod judge_server;
 mod tiny_run;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use candlewick::config::{RewardConfig, RunConfig};
@@ -278,25 +279,40 @@ fn completions_without_a_score_are_counted() {
     assert!(completions.lines().any(|line| line.contains("null")) || !completions.contains("\"completion\":\"="));
 }
 
-/// Ctrl-C while the judge hangs: the request that is out may take its time, nothing is tried again, the state is kept.
+/// Ctrl-C while the judge hangs, in the middle of a step or in the evaluation before the first or after the last: the
+/// request that is out may take its time, nothing is tried again, the state is kept and the run goes on from it.
 #[test]
 fn a_signal_ends_a_run_whose_judge_hangs() {
-    let server = JudgeServer::start(|asked, n| {
-        if n < 200 { last_integer(asked) } else { Reply::Late(Duration::from_secs(600), String::new()) }
-    });
-    let bench = Bench::new(&run_settings(&server, "timeout_secs = 3"));
-    let mut running = bench.start("run", "never", &[]);
-    let started = Instant::now();
-    while server.asked().len() <= 200 {
-        assert!(started.elapsed() < Duration::from_secs(60), "{} questions", server.asked().len());
-        std::thread::sleep(Duration::from_millis(10));
+    for (from_question, from_checkpoint) in [(200, None), (0, None), (usize::MAX, Some("checkpoint-4"))] {
+        let (folder, hung) = (Arc::new(OnceLock::<PathBuf>::new()), Arc::new(AtomicBool::new(false)));
+        let (seen_folder, seen_hung) = (Arc::clone(&folder), Arc::clone(&hung));
+        let server = JudgeServer::start(move |asked, n| {
+            let is_there = |name: &str| seen_folder.get().is_some_and(|folder| folder.join(name).exists());
+            if n < from_question && !from_checkpoint.is_some_and(is_there) {
+                return last_integer(asked);
+            }
+            seen_hung.store(true, Ordering::Relaxed);
+            Reply::Late(Duration::from_secs(600), String::new())
+        });
+        let bench = Bench::new(&run_settings(&server, "timeout_secs = 3"));
+        let run = bench.output_dir("run");
+        folder.set(run.clone()).unwrap();
+        let eval = format!("eval_file={:?}", run.with_file_name("train.jsonl"));
+        let mut running = bench.start("run", "never", &[&eval, "eval_max_rows=4"]);
+        let started = Instant::now();
+        while !hung.load(Ordering::Relaxed) {
+            assert!(started.elapsed() < Duration::from_secs(60), "{} questions", server.asked().len());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let sent = Instant::now();
+        running.signal("INT");
+        assert_eq!(running.wait().code(), Some(130), "{}", running.text());
+        assert!(sent.elapsed() < Duration::from_secs(5), "{:?}", sent.elapsed());
+        let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let steps = metrics.lines().filter(|line| !line.starts_with("{\"step\":0,")).count();
+        assert!(run.join(format!("checkpoint-{steps}/MANIFEST.json")).is_file(), "{steps}: {}", running.text());
+        assert!(!run.join("MANIFEST.json").exists(), "no model is published unevaluated");
     }
-    let sent = Instant::now();
-    running.signal("INT");
-    assert_eq!(running.wait().code(), Some(130), "{}", running.text());
-    assert!(sent.elapsed() < Duration::from_secs(5), "{:?}", sent.elapsed());
-    let steps = fs::read_to_string(bench.output_dir("run").join("metrics.jsonl")).unwrap().lines().count();
-    assert!(bench.output_dir("run").join(format!("checkpoint-{steps}/MANIFEST.json")).is_file());
 }
 
 const KEY: &str = "sk-canary-1234567890";

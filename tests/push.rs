@@ -49,10 +49,19 @@ fn target() -> PushTarget {
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fixtures::copy_model("qwen2_tied", folder.path());
-    for left in [".cache", "optimizer.safetensors", "completions.jsonl", "run_config.toml"] {
+    for left in [".cache", "optimizer.safetensors", "completions.jsonl", "run_config.toml", "wandb.log"] {
         fs::write(folder.path().join(left), left).unwrap();
     }
-    for (inner, file) in [("checkpoint-5", "model.safetensors"), ("runs/run", "events"), (".git", "HEAD")] {
+    let inner = [
+        ("checkpoint-5", "model.safetensors"),
+        ("runs/run", "events"),
+        (".git", "HEAD"),
+        ("other_run", "metrics.jsonl"),
+        ("other_run", "model.safetensors"),
+        ("found", "samples_sums_2026.jsonl"),
+        ("found/old/checkpoint-1", "model.safetensors"),
+    ];
+    for (inner, file) in inner {
         fs::create_dir_all(folder.path().join(inner)).unwrap();
         fs::write(folder.path().join(inner).join(file), "x").unwrap();
     }
@@ -380,13 +389,24 @@ fn an_own_card_stays_and_the_state_goes_along_on_demand() {
     let plan = plan_push(folder.path(), ID, false).unwrap();
     assert!(!plan.has_new_card);
     let left: BTreeMap<&str, &str> = plan.left_out.iter().map(|left| (left.path.as_str(), left.why)).collect();
-    let names =
-        [".cache", ".git", "checkpoint-5", "completions.jsonl", "optimizer.safetensors", "run_config.toml", "runs"];
+    let names = [
+        ".cache",
+        ".git",
+        "checkpoint-5",
+        "completions.jsonl",
+        "found/old/checkpoint-1",
+        "found/samples_sums_2026.jsonl",
+        "optimizer.safetensors",
+        "other_run",
+        "run_config.toml",
+        "runs",
+        "wandb.log",
+    ];
     assert_eq!(left.keys().copied().collect::<Vec<_>>(), names);
     let with_state = plan_push(folder.path(), ID, true).unwrap();
     let files: Vec<&str> = with_state.files.iter().map(|file| file.path.as_str()).collect();
     assert!(files.contains(&"optimizer.safetensors") && files.contains(&"runs/run/events"), "{files:?}");
-    assert_eq!(with_state.left_out.len(), 3);
+    assert_eq!(with_state.left_out.len(), 5, "hidden files and other checkpoints and runs stay");
 }
 
 /// The program with the Hub's address and token in its environment.
@@ -463,9 +483,13 @@ fn a_run_is_pushed_at_its_end() {
     let id = ["--set", "hub_model_id=org/tiny", "--set", "hub_private_repo=true"];
     let (code, _, stderr) = run(train(&hub, &id).env_remove("HF_TOKEN"));
     assert_eq!(code, Some(8), "{stderr}");
-    assert!(!output.exists(), "nothing has begun");
+    assert!(!output.join("metrics.jsonl").exists(), "nothing has begun");
     let (code, _, stderr) = run(&mut train(&hub, &["--offline"]));
     assert_eq!((code, stderr.contains("`push_to_hub` needs the network")), (Some(2), true), "{stderr}");
+
+    let (code, _, stderr) = run(train(&hub, &id).args(["--train-file", "nowhere.jsonl"]));
+    assert_eq!(code, Some(2), "{stderr}");
+    assert!(hub.seen().is_empty(), "a run that cannot begin makes no repository");
 
     hub.fail("POST", "/commit/", 1, Failure::Answer(Answer::error(403, "", "no more")));
     let (code, stdout, stderr) = run(&mut train(&hub, &id));

@@ -63,6 +63,8 @@ fn a_run_resumed_from_any_step_equals_the_uninterrupted_one() {
     assert!(text.contains("checkpoint-4"), "{text}");
     let (a, b) = (whole.join("model.safetensors"), bench.output_dir("by-path").join("model.safetensors"));
     assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
+    let metrics = fs::read_to_string(bench.output_dir("by-path").join("metrics.jsonl")).unwrap();
+    assert!(metrics.starts_with("{\"step\":5,"), "the log of another run is not continued: {metrics}");
 }
 
 #[test]

@@ -145,6 +145,19 @@ impl CheckpointDir {
         Ok(())
     }
 
+    /// Refuses an output directory that holds a model or a card: a run that starts there would replace them at its end.
+    ///
+    /// # Errors
+    /// [`CheckpointError::WouldReplace`] with the files.
+    pub fn require_no_model(&self) -> Result<(), CheckpointError> {
+        let taken = |name: &&str| self.output_dir.join(name).symlink_metadata().is_ok();
+        let files: Vec<String> = FINAL_FILES.into_iter().filter(taken).map(str::to_owned).collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        Err(CheckpointError::WouldReplace { output_dir: self.output_dir.clone(), files })
+    }
+
     /// Removes what a killed run left half-written. Call it once at the start, under the lock.
     pub fn remove_stale(&self) -> Result<(), CheckpointError> {
         io::remove_stale_temps(&self.output_dir)?;
@@ -199,6 +212,9 @@ impl CheckpointDir {
         Ok(removed)
     }
 }
+
+/// Files by which the final model of any run is known.
+const FINAL_FILES: [&str; 4] = [MANIFEST_FILE, "config.json", "adapter_config.json", "README.md"];
 
 /// The step of a folder name `checkpoint-{digits}`; a number with leading zeros is somebody else's folder.
 fn step_of(name: &OsStr) -> Option<u64> {

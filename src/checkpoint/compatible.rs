@@ -42,8 +42,14 @@ pub struct RunIdentity {
     pub model: String,
     /// The commit of the base model, where it came from a hub.
     pub revision: Option<String>,
+    /// SHA-256 of the weights of the base model, where they came from a folder.
+    #[serde(default)]
+    pub weights_sha256: Option<String>,
     /// SHA-256 of the tokenizer file.
     pub tokenizer_sha256: String,
+    /// SHA-256 of the chat template, where there is one.
+    #[serde(default)]
+    pub template_sha256: Option<String>,
     /// SHA-256 of the training data.
     pub data_sha256: String,
     /// The commits of the training data sets, where they came from a hub.
@@ -91,7 +97,9 @@ impl RunIdentity {
             "model": self.model,
             "revision": self.revision,
             "config_sha256": self.config_sha256(),
+            "weights_sha256": self.weights_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
+            "template_sha256": self.template_sha256,
             "data_sha256": self.data_sha256,
             "data_revision": self.data_revision,
             "shapes_sha256": self.shapes_sha256,
@@ -132,6 +140,13 @@ pub fn compare_identity(saved: &RunIdentity, current: &RunIdentity, has_rollouts
     };
     compare("shapes of the weights", &saved.shapes_sha256, &current.shapes_sha256, true);
     compare("tokenizer", &saved.tokenizer_sha256, &current.tokenizer_sha256, true);
+    // The reference is read from the base model again, and so is the model beside an adapter.
+    if let (Some(saved), Some(current)) = (&saved.weights_sha256, &current.weights_sha256) {
+        compare("weights of the base model (SHA-256)", saved, current, true);
+    }
+    if let (Some(saved), Some(current)) = (&saved.template_sha256, &current.template_sha256) {
+        compare("chat template (SHA-256)", saved, current, true);
+    }
     let commit = |commit: &Option<String>| commit.clone().unwrap_or_else(|| "none".into());
     compare("commit of the model", &commit(&saved.revision), &commit(&current.revision), true);
     compare("commit of the data set", &commit(&saved.data_revision), &commit(&current.data_revision), false);

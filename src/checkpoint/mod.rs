@@ -97,6 +97,14 @@ pub enum CheckpointError {
         /// The checkpoints in the way.
         folders: Vec<PathBuf>,
     },
+    /// A fresh run would replace these at its end.
+    #[error("{} already holds {}, which the final model would replace", output_dir.display(), files.join(", "))]
+    WouldReplace {
+        /// The output directory.
+        output_dir: PathBuf,
+        /// Names of the files in the way.
+        files: Vec<String>,
+    },
     /// The checkpoint is from a run that cannot be continued with these settings.
     #[error("checkpoint {} does not fit this run:{}", folder.display(), list_differences(differences))]
     Incompatible {
@@ -155,6 +163,7 @@ impl Diagnose for CheckpointError {
                 "continue from the newest with --resume auto, choose another output_dir, or move these folders away"
                     .into(),
             ),
+            Self::WouldReplace { .. } => Some("choose another output_dir, or move these files away".into()),
             Self::Incompatible { .. } => {
                 Some("set these back to the saved values, or start a new run with another output_dir".into())
             }
@@ -166,7 +175,10 @@ impl Diagnose for CheckpointError {
             Self::Io(error) => error.exit(),
             Self::NotRepresentable { .. } => Exit::NonFinite,
             Self::Corrupt { .. } | Self::FutureVersion { .. } | Self::NoneValid { .. } => Exit::Io,
-            Self::NotFound { .. } | Self::WouldOverwrite { .. } | Self::Incompatible { .. } => Exit::Usage,
+            Self::NotFound { .. }
+            | Self::WouldOverwrite { .. }
+            | Self::WouldReplace { .. }
+            | Self::Incompatible { .. } => Exit::Usage,
         }
     }
 }

@@ -20,14 +20,14 @@ pub const TRAINER_STATE_FILE: &str = "trainer_state.json";
 type HistoryRow = BTreeMap<String, Box<RawValue>>;
 
 /// The content of `trainer_state.json`; the fields stand in the file's order, by name.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TrainerState {
     /// Step of the best checkpoint.
     pub best_global_step: Option<u64>,
     /// Its evaluation figure.
     pub best_metric: Option<f64>,
-    /// Its folder.
+    /// Its folder, beside this one.
     pub best_model_checkpoint: Option<String>,
     /// Epochs of data seen, with fraction.
     pub epoch: f64,

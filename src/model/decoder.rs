@@ -64,7 +64,8 @@ impl KvCache {
     /// Bytes of a cache with `rows` rows.
     #[must_use]
     pub fn bytes(config: &ModelConfig, dtype: DType, rows: usize) -> usize {
-        2 * dtype.size_in_bytes() * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * rows
+        let row = 2 * dtype.size_in_bytes() * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+        row.saturating_mul(rows)
     }
 }
 

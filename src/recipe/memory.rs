@@ -1,6 +1,6 @@
 //! How much memory a run will take, and what is done where that is more than there is.
 
-use crate::config::RunConfig;
+use crate::config::{Algorithm, RunConfig};
 use crate::device::Compute;
 use crate::model::{KvCache, ModelConfig};
 use crate::rollout::CacheShape;
@@ -28,16 +28,12 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The estimate of a run whose micro-batches have `tokens` tokens. Where the settings leave `gradient_checkpointing`
-    /// open, it is on if the memory that is free now would not do without it; it changes no result.
+    /// The estimate of a run whose longest prompt has `longest_prompt` tokens. Where the settings leave
+    /// `gradient_checkpointing` open, it is on if the memory that is free now would not do without it; it changes no
+    /// result.
     #[must_use]
-    pub fn of_run(
-        settings: &RunConfig,
-        config: &ModelConfig,
-        compute: &Compute,
-        tokens: usize,
-        longest_prompt: usize,
-    ) -> Self {
+    pub fn of_run(settings: &RunConfig, config: &ModelConfig, compute: &Compute, longest_prompt: usize) -> Self {
+        let tokens = max_tokens_per_step(settings, config, longest_prompt).min(settings.max_tokens_per_micro_batch);
         let estimate =
             |checkpointing| Self::estimate(settings, config, compute, (tokens, longest_prompt), checkpointing);
         let chosen = settings.gradient_checkpointing.unwrap_or_else(|| {
@@ -116,6 +112,36 @@ impl Memory {
     }
 }
 
+/// The most tokens that a step can run through the model in training.
+pub(super) fn max_tokens_per_step(settings: &RunConfig, config: &ModelConfig, longest_prompt: usize) -> usize {
+    let longest_completion = match settings.algorithm {
+        // A block's last token is not run.
+        Algorithm::Pretrain => settings.block_size.saturating_sub(1),
+        // Whole texts: one stands for the longest prompt, the other for its completion.
+        Algorithm::Reward => longest_prompt,
+        _ => settings.max_completion_length.min(config.max_position_embeddings),
+    };
+    // A pair is all that is learned of a group.
+    let num_learned = match settings.algorithm {
+        Algorithm::Dpo => 2,
+        Algorithm::Reward => 1,
+        _ => settings.completions_per_prompt(),
+    };
+    let of_prompt = longest_prompt.saturating_add(num_learned.saturating_mul(longest_completion));
+    settings.prompts_per_optimizer_step().saturating_mul(of_prompt)
+}
+
+/// Tokens of the longest prompt (or whole text, for `algorithm = "reward"`) that the settings let through, before the
+/// data are known.
+pub(super) fn longest_allowed_prompt(settings: &RunConfig, config: &ModelConfig) -> usize {
+    let allowed = match settings.algorithm {
+        Algorithm::Pretrain => 1,
+        Algorithm::Reward => settings.max_prompt_length.saturating_add(settings.max_completion_length),
+        _ => settings.max_prompt_length,
+    };
+    allowed.min(config.max_position_embeddings)
+}
+
 /// The values that training changes.
 fn num_trained(settings: &RunConfig, config: &ModelConfig) -> usize {
     let Some(lora) = &settings.lora else { return config.num_parameters() };
@@ -135,14 +161,44 @@ mod tests {
     fn recomputes_where_memory_is_short() {
         let path = Path::new("data/starter/config.json");
         let config = ModelConfig::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap();
+        // The tokens of a micro-batch are those of the step at most, so the step must be large, too.
         let of_run = |gradient_checkpointing, tokens| {
-            let settings = RunConfig { gradient_checkpointing, ..RunConfig::default() };
-            Memory::of_run(&settings, &config, &Compute::cpu(), tokens, 64)
+            let settings = RunConfig {
+                gradient_checkpointing,
+                prompts_per_step: tokens,
+                max_tokens_per_micro_batch: tokens,
+                rollout_slots: 1,
+                ..RunConfig::default()
+            };
+            Memory::of_run(&settings, &config, &Compute::cpu(), 64)
         };
         assert!(!of_run(None, 1).gradient_checkpointing);
         let (few, many) = (of_run(None, 1 << 40), of_run(Some(false), 1 << 40));
         assert!(few.gradient_checkpointing && !many.gradient_checkpointing);
         assert!(few.peak() < many.peak());
         assert!(of_run(Some(true), 1).gradient_checkpointing);
+    }
+
+    /// A budget that no step can fill takes no memory, and no size overflows.
+    #[test]
+    fn what_a_step_does_not_have_is_not_counted() {
+        let path = Path::new("data/starter/config.json");
+        let config = ModelConfig::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap();
+        let of_run = |settings: &RunConfig| Memory::of_run(settings, &config, &Compute::cpu(), 64);
+        let settings = RunConfig::default();
+        let tokens = max_tokens_per_step(&settings, &config, 64);
+        let filled = of_run(&RunConfig { max_tokens_per_micro_batch: tokens, ..settings.clone() });
+        let wide = RunConfig { max_tokens_per_micro_batch: usize::MAX, ..settings.clone() };
+        assert_eq!(of_run(&wide).activations, filled.activations);
+        let huge = RunConfig {
+            max_prompt_length: usize::MAX,
+            max_completion_length: usize::MAX,
+            prompts_per_step: usize::MAX,
+            num_generations: usize::MAX,
+            rollout_slots: usize::MAX,
+            ..wide
+        };
+        assert_eq!(longest_allowed_prompt(&huge, &config), config.max_position_embeddings);
+        assert_eq!(of_run(&huge).peak(), usize::MAX);
     }
 }

@@ -24,6 +24,7 @@ mod policy;
 mod preview;
 mod push;
 mod push_error;
+mod resume;
 mod reward_model;
 mod rows;
 mod shipped;

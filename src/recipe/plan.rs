@@ -2,7 +2,7 @@
 
 use super::RecipeError;
 use super::evaluator::evaluator;
-use super::memory::Memory;
+use super::memory::{Memory, max_tokens_per_step};
 use super::method::{examples, pairs, prompts};
 use super::parts::{LoadedModel, check_device, graders, max_steps};
 use super::policy::adapter;
@@ -58,7 +58,6 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     let (rewards, grader) = graders(settings, None)?;
     rewards.check()?;
     let compute = check_device(settings)?;
-    rewards.check()?;
     let Start { model, data, .. } = Start::new(settings)?;
     adapter(settings, &model)?;
     // The evaluation's data are checked as the run would; nothing is evaluated.
@@ -92,20 +91,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
     };
     let num_generations = settings.completions_per_prompt();
     let prompts_per_step = settings.prompts_per_optimizer_step();
-    let longest_completion = match settings.algorithm {
-        // A block's last token is not run.
-        Algorithm::Pretrain => settings.block_size - 1,
-        // Whole texts: one stands for the longest prompt, the other for its completion.
-        Algorithm::Reward => longest_prompt,
-        _ => settings.max_completion_length.min(model.config.max_position_embeddings),
-    };
-    // A pair is all that is learned of a group.
-    let num_learned = match settings.algorithm {
-        Algorithm::Dpo => 2,
-        Algorithm::Reward => 1,
-        _ => num_generations,
-    };
-    let max_tokens_per_step = prompts_per_step * (longest_prompt + num_learned * longest_completion);
+    let max_tokens_per_step = max_tokens_per_step(settings, &model.config, longest_prompt);
     let budget = settings.max_tokens_per_micro_batch;
     Ok(Plan {
         algorithm: settings.algorithm.name(),
@@ -121,7 +107,7 @@ pub fn plan(settings: &RunConfig) -> Result<Plan, RecipeError> {
         max_steps: max_steps(settings, rows),
         max_tokens_per_step,
         max_micro_batches: max_tokens_per_step.div_ceil(budget),
-        memory: Memory::of_run(settings, &model.config, &compute, max_tokens_per_step.min(budget), longest_prompt),
+        memory: Memory::of_run(settings, &model.config, &compute, longest_prompt),
         first_prompt,
         first_prompt_ids,
     })

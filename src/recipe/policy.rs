@@ -1,7 +1,7 @@
 //! The model that a run trains: all of its weights, or an adapter beside them.
 
 use super::RecipeError;
-use super::memory::Memory;
+use super::memory::{Memory, longest_allowed_prompt};
 use super::parts::LoadedModel;
 use crate::checkpoint::{SHARD_BYTES, export_adapter, export_model};
 use crate::config::{Algorithm, Init, LoraConfig, RunConfig, SaveDtype};
@@ -57,13 +57,8 @@ impl StartPolicy {
         compute: &Compute,
     ) -> Result<Self, RecipeError> {
         // Before anything is loaded: what is free now must hold all of it.
-        let memory = Memory::of_run(
-            settings,
-            &model.config,
-            compute,
-            settings.max_tokens_per_micro_batch,
-            settings.max_prompt_length,
-        );
+        let longest_prompt = longest_allowed_prompt(settings, &model.config);
+        let memory = Memory::of_run(settings, &model.config, compute, longest_prompt);
         if settings.gradient_checkpointing.is_none() && memory.gradient_checkpointing {
             tracing::info!("gradient_checkpointing is on: the memory that is free would not do without it");
         }

@@ -37,12 +37,19 @@ const STATE_FILES: &[&str] = &[
     "metrics.jsonl",
     "metrics.csv",
     "completions.jsonl",
+    "wandb.json",
+    "wandb.log",
+    "trackio.json",
+    "trackio.log",
+    "report.html",
     "optimizer.pt",
     "scheduler.pt",
     "scaler.pt",
     "training_args.bin",
 ];
 const STATE_FOLDERS: &[&str] = &["runs", "base", "wandb"];
+/// Files that tell a run, or a checkpoint, from a folder of the model: one of them lies in each.
+const OF_RUNS: &[&str] = &[MANIFEST_FILE, "metrics.jsonl", "run_config.toml"];
 
 /// A file or folder that is not pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -139,9 +146,9 @@ fn collect(root: &Path, prefix: &str, with_state: bool, plan: &mut PushPlan) -> 
             other => other.map_err(IoError::of("read", &found))?,
         };
         let reason = if facts.is_dir() {
-            reason_to_leave_folder(name, is_link, prefix.is_empty(), with_state)
+            reason_to_leave_folder(&found, name, is_link, prefix.is_empty() && !with_state)
         } else {
-            reason_to_leave_file(name, prefix.is_empty(), with_state)
+            reason_to_leave_file(name, with_state)
         };
         if let Some(why) = reason {
             plan.left_out.push(LeftOut { path, why });
@@ -162,26 +169,34 @@ fn collect(root: &Path, prefix: &str, with_state: bool, plan: &mut PushPlan) -> 
 const HIDDEN: &str = "hidden";
 const STATE: &str = "state of the training; --include-training-state takes it";
 
-/// Why a folder stays here. `is_top`: it lies at the top of what is pushed.
-fn reason_to_leave_folder(name: &str, is_link: bool, is_top: bool, with_state: bool) -> Option<&'static str> {
+/// Why a folder stays here; `without_state`: folders of the training's state do.
+fn reason_to_leave_folder(folder: &Path, name: &str, is_link: bool, without_state: bool) -> Option<&'static str> {
     if name.starts_with('.') {
         Some(HIDDEN)
     } else if is_link {
         Some("a link to a folder")
-    } else if is_top && (name.starts_with("checkpoint-") || name.contains(".tmp.")) {
+    } else if name.starts_with("checkpoint-") || name.contains(".tmp.") {
         Some("a checkpoint: push it by its own path")
+    } else if OF_RUNS.iter().any(|file| folder.join(file).exists()) {
+        Some("a run of its own: push it by its own path")
     } else {
-        (is_top && STATE_FOLDERS.contains(&name) && !with_state).then_some(STATE)
+        (without_state && STATE_FOLDERS.contains(&name)).then_some(STATE)
     }
 }
 
 /// Why a file stays here.
-fn reason_to_leave_file(name: &str, is_top: bool, with_state: bool) -> Option<&'static str> {
+fn reason_to_leave_file(name: &str, with_state: bool) -> Option<&'static str> {
+    let is_result = |start: &str, extension: &str| name.starts_with(start) && has_extension(name, extension);
     if name.starts_with('.') {
-        return Some(HIDDEN);
+        Some(HIDDEN)
+    } else if with_state {
+        None
+    } else if STATE_FILES.contains(&name) || is_result("rng_state", "pth") {
+        Some(STATE)
+    } else {
+        let is_evaluation = is_result("results_", "json") || is_result("samples_", "jsonl");
+        is_evaluation.then_some("what an evaluation found; --include-training-state takes it")
     }
-    let is_state = STATE_FILES.contains(&name) || (name.starts_with("rng_state") && has_extension(name, "pth"));
-    (is_top && is_state && !with_state).then_some(STATE)
 }
 
 fn has_extension(name: &str, extension: &str) -> bool {

@@ -7,24 +7,22 @@ use super::method::method;
 use super::parts::{LoadedModel, check_device, graders};
 use super::policy::{StartPolicy, adapter};
 use super::push::push;
+use super::resume::{Progress, Resumed, identity, resume};
 use super::reward_model;
 use super::start::{Start, TrainingData};
 use super::trackers::trackers;
-use crate::checkpoint::{
-    CheckpointDir, CheckpointError, Keep, RunIdentity, SavedRollouts, TrainerState, TrainingState, require_compatible,
-    verify,
-};
-use crate::config::{Algorithm, Resume, RewardConfig, RunConfig};
+use crate::checkpoint::{CheckpointDir, Keep, RunIdentity, TrainerState, TrainingState};
+use crate::config::{Algorithm, RewardConfig, RunConfig};
+use crate::device::Compute;
 use crate::env::HubEnv;
 use crate::hub::{PushEvent, PushTarget, Pushed, ensure_repo};
-use crate::io::{DirLock, sha256_file, write_atomic};
+use crate::io::{DirLock, write_atomic};
 use crate::model::PeftConfig;
-use crate::model::adapter::adapter_tensors;
 use crate::reward::{IsStopping, WeightedRewards};
 use crate::telemetry::{CompletionsSink, Console, JsonlSink, RunEnd, StepMetrics, Summary};
 use crate::trainer::run::Evaluate;
-use crate::trainer::{Method, Outcome, Policy, RunSettings, Trainer, restore, restore_reference, stop::StopSignal};
-use std::path::{Path, PathBuf};
+use crate::trainer::{Evaluated, Outcome, RunSettings, Trainer, stop::StopSignal};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -58,98 +56,28 @@ pub struct TrainReport {
 /// Settings that are out of range or contradict each other, and whatever goes wrong in the run; the last checkpoint is
 /// as it was.
 pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport, RecipeError> {
+    let started = Instant::now();
     let TrainOptions { rewards: own, stop, run_config } = options;
     checkable(settings, own.as_ref()).check()?;
     settings.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let settings = &with_names_of(settings, own.as_ref());
     let run_config = run_config.unwrap_or_else(|| settings.to_toml());
-    let (rewards, grader) = graders(settings, own.as_ref())?;
-    rewards.check()?;
-    let started = Instant::now();
-    let compute = check_device(settings)?;
-    let push_id = push_id(settings)?;
-    let Start { mut model, data, base } = Start::new(settings)?;
-    let adapter = adapter(settings, &model)?;
-    let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
-    let _lock = DirLock::acquire(&settings.output_dir)?;
-    let identity = identity(settings, &model, adapter.as_ref(), &data)?;
-    let checkpoints = CheckpointDir::new(&settings.output_dir);
-    checkpoints.remove_stale()?;
-    let resumed = resume(settings, &checkpoints, &identity)?;
-    if let Some(base) = base {
-        model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
-    }
-    start_rewards(settings, &rewards, stop.clone())?;
-    rewards.prepare(&compute)?;
-    let start = StartPolicy::load(settings, &model, adapter.as_ref(), &compute)?;
-    let reference = || start.reference(settings, &model, &compute);
-    let (mut method, max_steps) = method(settings, &model, data, rewards, reference)?;
-    let mut write_model = start.writer(settings, &model, adapter);
-    if settings.algorithm == Algorithm::Reward {
-        write_model = reward_model::writer(settings, &model, write_model)?;
-    }
-    let mut policy = start.into_policy(settings, max_steps)?;
-    let Progress { state, mut history, kept } = match &resumed {
-        None => Progress { state: TrainingState::start(identity), history: TrainerState::new(), kept: None },
-        Some(folder) => {
-            let progress = Progress::load(folder, identity, &mut policy, &mut method)?;
-            // The run before may have been killed between its last commit and this.
-            let best = progress.state.best.map(|best| best.step);
-            checkpoints.rotate(Keep { limit: settings.save_total_limit, best })?;
-            tracing::info!("continuing from {} at step {}", folder.display(), progress.state.step);
-            progress
-        }
-    };
-    // Beside the logs, for whoever reads them; each checkpoint has its own.
-    write_atomic(&settings.output_dir.join("run_config.toml"), |w| w.write_all(run_config.as_bytes()))?;
-    fill_history(&mut history, settings, max_steps);
-    let mut trainer = Trainer {
-        policy,
-        method,
-        settings: run_settings(settings, max_steps),
-        metrics: JsonlSink::open(&settings.output_dir.join("metrics.jsonl"), state.metrics_bytes)?,
-        completions: CompletionsSink::open(&settings.output_dir.join("completions.jsonl"), state.completions_bytes)?,
-        trackers: trackers(settings, resumed.is_some().then_some(state.step))?,
-        console: Console::new(max_steps, state.step, settings.logging_steps),
-        state,
-        history,
-        kept,
-        checkpoints,
-        write_model,
-        evaluate: evaluate.clone().map(|evaluate| -> Evaluate { Box::new(move |decoder| evaluate(decoder)) }),
-        stop,
-        run_config,
-    };
-    let outcome = trainer.run()?;
+    let (parts, data, rewards) = prepare(settings, own.as_ref(), &stop)?;
+    let mut trainer = build(settings, &parts, data, rewards, (stop, run_config))?;
+    let mut outcome = trainer.run()?;
     trainer.console.finish();
-    let (mut after, mut results) = (None, None);
+    let mut found = None;
     if outcome == Outcome::Finished {
-        let (task, found_by) = (model.config.task, evaluate);
-        let finish = |folder: &Path| {
-            let evaluate = |evaluate: &Arc<Evaluator>| evaluate_folder(folder, task, &compute, evaluate.as_ref());
-            let found = found_by.as_ref().map(evaluate).transpose()?;
-            let after = found.as_ref().map(|found| found.figures);
-            let card = run_card(settings, &CardBase::of(settings, &model), &trainer.state, after);
-            write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
-            if let Some(found) = &found {
-                let figures = all_results(&trainer.state, &trainer.history, &found.metrics);
-                write_atomic(&folder.join("all_results.json"), |w| writeln!(w, "{figures:#}"))?;
-            }
-            Ok(found)
-        };
-        if let Some(found) = trainer.publish(finish)? {
-            after = Some(found.figures);
-            results = Some(evaluated(&found.metrics));
-            trainer.show_samples(found.samples)?;
-        }
+        (outcome, found) = publish(settings, &parts, &mut trainer)?;
     }
+    let (after, results) = found.map(|found| (found.figures, evaluated(&found.metrics))).unzip();
     let exit_code = match outcome {
         Outcome::Finished => 0,
         Outcome::Interrupted(exit) => exit as u8,
     };
     trainer.end_trackers(&RunEnd { results: results.as_ref(), exit_code });
-    let pushed =
-        push_id.filter(|_| outcome == Outcome::Finished).map(|id| push_model(settings, &id, trainer.state.step));
+    let push_id = parts.push_id.as_ref().filter(|_| outcome == Outcome::Finished);
+    let pushed = push_id.map(|id| push_model(settings, id, trainer.state.step));
     let summary = Summary {
         before: trainer.state.before,
         after,
@@ -161,31 +89,127 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
     Ok(TrainReport { outcome, summary, pushed })
 }
 
-/// How far a run is.
-struct Progress {
-    state: TrainingState,
-    history: TrainerState,
-    /// Rollouts that are to be used again.
-    kept: Option<SavedRollouts>,
+/// What a run is made of, before any weights are read.
+struct Parts {
+    compute: Compute,
+    model: LoadedModel,
+    adapter: Option<PeftConfig>,
+    evaluate: Option<Arc<Evaluator>>,
+    identity: RunIdentity,
+    checkpoints: CheckpointDir,
+    resumed: Option<Resumed>,
+    /// The repository that the model goes to in the end.
+    push_id: Option<String>,
+    /// Held until the run is over.
+    _lock: DirLock,
 }
 
-impl Progress {
-    /// What the checkpoint `folder` holds; weights and moments go into the policy, and the reference's into the method.
-    fn load(
-        folder: &Path,
-        identity: RunIdentity,
-        policy: &mut Policy,
-        method: &mut Method,
-    ) -> Result<Self, RecipeError> {
-        let state = TrainingState { identity, ..TrainingState::load(folder)? };
-        let history = TrainerState::load_or_new(folder)?;
-        let kept = if state.iteration > 0 { SavedRollouts::load(folder)? } else { None };
-        restore(policy, folder, state.step - state.idle_steps.min(state.step))?;
-        if let Some(reference) = method.reference_mut() {
-            restore_reference(reference, folder)?;
-        }
-        Ok(Self { state, history, kept })
+/// Checks all that can be checked before the weights are read, and starts the rewards.
+fn prepare(
+    settings: &RunConfig,
+    own: Option<&WeightedRewards>,
+    stop: &StopSignal,
+) -> Result<(Parts, TrainingData, WeightedRewards), RecipeError> {
+    let (rewards, grader) = graders(settings, own)?;
+    rewards.check()?;
+    let compute = check_device(settings)?;
+    let Start { mut model, data, base } = Start::new(settings)?;
+    let adapter = adapter(settings, &model)?;
+    let evaluate = evaluator(settings, &model, &data, rewards.clone(), grader)?;
+    let lock = DirLock::acquire(&settings.output_dir)?;
+    let identity = identity(settings, &model, adapter.as_ref(), &data)?;
+    let checkpoints = CheckpointDir::new(&settings.output_dir);
+    checkpoints.remove_stale()?;
+    let resumed = resume(settings, &checkpoints, &identity)?;
+    let push_id = push_id(settings)?;
+    if let Some(base) = base {
+        model.resolved.folder = base.install(&settings.output_dir, resumed.is_some())?;
     }
+    start_rewards(settings, &rewards, stop.clone())?;
+    rewards.prepare(&compute)?;
+    let parts = Parts { compute, model, adapter, evaluate, identity, checkpoints, resumed, push_id, _lock: lock };
+    Ok((parts, data, rewards))
+}
+
+/// Reads the weights, and where the run goes on its state, and puts the trainer together.
+fn build(
+    settings: &RunConfig,
+    parts: &Parts,
+    data: TrainingData,
+    rewards: WeightedRewards,
+    (stop, run_config): (StopSignal, String),
+) -> Result<Trainer, RecipeError> {
+    let Parts { compute, model, adapter, identity, checkpoints, .. } = parts;
+    let start = StartPolicy::load(settings, model, adapter.as_ref(), compute)?;
+    let reference = || start.reference(settings, model, compute);
+    let (mut method, max_steps) = method(settings, model, data, rewards, reference)?;
+    let mut write_model = start.writer(settings, model, adapter.clone());
+    if settings.algorithm == Algorithm::Reward {
+        write_model = reward_model::writer(settings, model, write_model)?;
+    }
+    let mut policy = start.into_policy(settings, max_steps)?;
+    let Progress { state, mut history, kept } = match &parts.resumed {
+        None => Progress::new(identity.clone()),
+        Some(resumed) => {
+            let progress = Progress::load(resumed, identity.clone(), &mut policy, &mut method)?;
+            // The run before may have been killed between its last commit and this.
+            let best = progress.state.best.map(|best| best.step);
+            checkpoints.rotate(Keep { limit: settings.save_total_limit, best })?;
+            tracing::info!("continuing from {} at step {}", resumed.folder.display(), progress.state.step);
+            progress
+        }
+    };
+    // Beside the logs, for whoever reads them; each checkpoint has its own.
+    write_atomic(&settings.output_dir.join("run_config.toml"), |w| w.write_all(run_config.as_bytes()))?;
+    fill_history(&mut history, settings, max_steps);
+    let evaluate = parts.evaluate.clone();
+    Ok(Trainer {
+        policy,
+        method,
+        settings: run_settings(settings, max_steps),
+        metrics: JsonlSink::open(&settings.output_dir.join("metrics.jsonl"), state.metrics_bytes)?,
+        completions: CompletionsSink::open(&settings.output_dir.join("completions.jsonl"), state.completions_bytes)?,
+        trackers: trackers(settings, parts.resumed.is_some().then_some(state.step))?,
+        console: Console::new(max_steps, state.step, settings.logging_steps),
+        state,
+        history,
+        kept,
+        checkpoints: checkpoints.clone(),
+        write_model,
+        evaluate: evaluate.map(|evaluate| -> Evaluate { Box::new(move |decoder| evaluate(decoder)) }),
+        stop,
+        run_config,
+    })
+}
+
+/// Writes the final model, reads it back and evaluates that, writes the model card, and makes all of it visible.
+fn publish(
+    settings: &RunConfig,
+    parts: &Parts,
+    trainer: &mut Trainer,
+) -> Result<(Outcome, Option<Evaluated>), RecipeError> {
+    let Parts { compute, model, evaluate, .. } = parts;
+    let (state, history) = (trainer.state.clone(), trainer.history.clone());
+    let finish = |folder: &Path| {
+        let found = match evaluate {
+            None => None,
+            Some(evaluate) => Some(evaluate_folder(folder, model.config.task, compute, evaluate.as_ref())?),
+        };
+        let after = found.as_ref().map(|found| found.figures);
+        let card = run_card(settings, &CardBase::of(settings, model), &state, after);
+        write_atomic(&folder.join("README.md"), |w| w.write_all(card.as_bytes()))?;
+        if let Some(found) = &found {
+            let figures = all_results(&state, &history, &found.metrics);
+            write_atomic(&folder.join("all_results.json"), |w| writeln!(w, "{figures:#}"))?;
+        }
+        Ok(found)
+    };
+    let (outcome, found) = trainer.publish(finish)?;
+    let mut found = found.flatten();
+    if let Some(found) = &mut found {
+        trainer.show_samples(std::mem::take(&mut found.samples))?;
+    }
+    Ok((outcome, found))
 }
 
 /// The whole id of the repository that the run will be pushed to, which is made here: a token that may not push is found
@@ -217,7 +241,7 @@ fn push_model(settings: &RunConfig, id: &str, step: u64) -> Result<Pushed, Recip
 
 /// Lets the rewards get ready, where something is scored: a program is started while the model is loaded.
 fn start_rewards(settings: &RunConfig, rewards: &WeightedRewards, stop: StopSignal) -> Result<(), RecipeError> {
-    if settings.samples_completions() || settings.eval_file.is_some() {
+    if settings.samples_completions() || settings.has_eval_rows() {
         let is_stopping: IsStopping = Arc::new(move || stop.requested().is_some());
         rewards.start(&is_stopping)?;
     }
@@ -245,67 +269,6 @@ fn checkable(settings: &RunConfig, own: Option<&WeightedRewards>) -> RunConfig {
         }
     }
     settings
-}
-
-fn identity(
-    settings: &RunConfig,
-    model: &LoadedModel,
-    adapter: Option<&PeftConfig>,
-    data: &TrainingData,
-) -> Result<RunIdentity, RecipeError> {
-    let mut tensors = model.config.tensors();
-    if let Some(adapter) = adapter {
-        tensors.extend(adapter_tensors(&adapter.maps(&model.config)?));
-    }
-    // What a run computes with, not how it was said: a default that is written out is no difference.
-    let settings = RunConfig { beta: Some(settings.resolved_beta()), ..settings.clone() };
-    let config = serde_json::to_value(&settings).unwrap_or_default();
-    Ok(RunIdentity {
-        config: RunIdentity::flatten(&config),
-        model: settings.model.clone(),
-        revision: model.resolved.commit.clone(),
-        tokenizer_sha256: sha256_file(&model.resolved.folder.join("tokenizer.json"))?.1,
-        data_sha256: data.sha256(),
-        data_revision: data.revision(),
-        shapes_sha256: RunIdentity::hash_shapes(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()))),
-    })
-}
-
-/// The checkpoint to continue from, as `resume` asks; `None` for a fresh run.
-fn resume(
-    settings: &RunConfig,
-    checkpoints: &CheckpointDir,
-    identity: &RunIdentity,
-) -> Result<Option<PathBuf>, RecipeError> {
-    let (folder, step, skipped) = match settings.resume_choice() {
-        Resume::Never => {
-            checkpoints.make_way(None, &[])?;
-            return Ok(None);
-        }
-        Resume::Auto => match checkpoints.newest_valid()? {
-            None => {
-                tracing::info!("no checkpoint in {}: starting afresh", settings.output_dir.display());
-                return Ok(None);
-            }
-            Some(found) => (found.path, found.step, found.skipped),
-        },
-        Resume::From(path) => {
-            if !path.exists() {
-                return Err(CheckpointError::NotFound { output_dir: path }.into());
-            }
-            let manifest = verify(&path)?;
-            (path, manifest.step, Vec::new())
-        }
-    };
-    let saved = TrainingState::load(&folder)?;
-    for difference in require_compatible(&folder, &saved.identity, identity, saved.iteration > 0)? {
-        tracing::warn!("not as in the checkpoint: {difference}");
-    }
-    for (path, problem) in &skipped {
-        tracing::warn!("{} is damaged and was left out: {problem}", path.display());
-    }
-    checkpoints.make_way(Some(step), &skipped)?;
-    Ok(Some(folder))
 }
 
 /// The metrics of an evaluation by their names in the log.

@@ -126,7 +126,7 @@ impl CacheShape {
         max_completion_length: usize,
     ) -> Self {
         let completion_rows = max_completion_length.min(config.max_position_embeddings).saturating_sub(1);
-        let bytes = KvCache::bytes(config, dtype, longest_prompt + completion_rows).max(1);
+        let bytes = KvCache::bytes(config, dtype, longest_prompt.saturating_add(completion_rows)).max(1);
         let slots = if slots == 0 { (AUTO_CACHE_BYTES / bytes).max(1) } else { slots }.min(completions);
         Self { slots, prompt_blocks: slots.min(prompts), prompt_rows: longest_prompt, completion_rows }
     }
@@ -134,7 +134,8 @@ impl CacheShape {
     /// Rows of the whole cache.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.prompt_blocks * self.prompt_rows + self.slots * self.completion_rows
+        let of_prompts = self.prompt_blocks.saturating_mul(self.prompt_rows);
+        of_prompts.saturating_add(self.slots.saturating_mul(self.completion_rows))
     }
 }
 

@@ -135,16 +135,18 @@ impl Trainer {
     pub fn run(&mut self) -> Result<Outcome, TrainError> {
         if self.state.step == 0 && self.settings.eval_on_start && self.state.before.is_none() {
             let mut metrics = StepMetrics::new();
-            self.state.before = self.evaluate_into(&mut metrics)?;
+            self.state.before = match self.evaluate_into(&mut metrics) {
+                Ok(found) => found,
+                Err(error) => return self.end_with(error),
+            };
             if self.state.before.is_some() {
                 self.log(0, &metrics)?;
             }
         }
         let mut watch = Watch::default();
-        let mut saved_at = self.checkpoints.path(self.state.step).is_dir().then_some(self.state.step);
         while self.state.step < self.settings.max_steps {
             if let Some(exit) = self.stop.requested() {
-                self.save_unless(saved_at)?;
+                self.save_unless_saved()?;
                 return Ok(Outcome::Interrupted(exit));
             }
             let output = match self.step() {
@@ -152,7 +154,7 @@ impl Trainer {
                 Err(error) => {
                     // The gradients of a step that is not finished must not be added to those of another.
                     self.policy.clear_gradients()?;
-                    return self.end_with(error, saved_at);
+                    return self.end_with(error);
                 }
             };
             let facts = output.facts.map(|facts| StepFacts { idle: output.idle, ..facts });
@@ -162,11 +164,10 @@ impl Trainer {
                 }
             }
             if let Err(error) = self.finish_step(output) {
-                return self.end_with(error, saved_at);
+                return self.end_with(error);
             }
             if self.settings.saves_at(self.state.step) {
                 self.save()?;
-                saved_at = Some(self.state.step);
             }
         }
         Ok(Outcome::Finished)
@@ -190,19 +191,19 @@ impl Trainer {
 
     /// Ends the run with an error. Where a value that is not finite, or a reward, is to blame, the state after the last
     /// whole step is saved first.
-    fn end_with(&mut self, error: TrainError, saved_at: Option<u64>) -> Result<Outcome, TrainError> {
+    fn end_with(&mut self, error: TrainError) -> Result<Outcome, TrainError> {
         let is_reward = matches!(error, TrainError::Reward(_));
         if !is_reward && error.exit() != Exit::NonFinite {
             return Err(error);
         }
-        if let Err(unsaved) = self.save_unless(saved_at) {
+        if let Err(unsaved) = self.save_unless_saved() {
             tracing::warn!("the state after step {} could not be saved: {unsaved}", self.state.step);
             return Err(error);
         }
         match self.stop.requested() {
             // Rewards that wait for something outside try nothing again once the run is to stop.
             Some(exit) if is_reward => {
-                tracing::warn!("stopped in the middle of a step: {error}");
+                tracing::warn!("stopped while completions were scored: {error}");
                 Ok(Outcome::Interrupted(exit))
             }
             _ => Err(error),
@@ -297,8 +298,8 @@ impl Trainer {
         Ok(())
     }
 
-    fn save_unless(&mut self, saved_at: Option<u64>) -> Result<(), TrainError> {
-        if saved_at == Some(self.state.step) { Ok(()) } else { self.save().map(|_| ()) }
+    fn save_unless_saved(&mut self) -> Result<(), TrainError> {
+        if self.checkpoints.path(self.state.step).is_dir() { Ok(()) } else { self.save().map(|_| ()) }
     }
 
     /// Commits a checkpoint of the state after the last whole step, then removes old ones.
@@ -313,6 +314,8 @@ impl Trainer {
         self.history.num_input_tokens_seen = self.state.num_tokens;
         self.history.best_global_step = self.state.best.map(|best| best.step);
         self.history.best_metric = self.state.best.map(|best| best.metric);
+        let folder = |step| self.checkpoints.path(step).file_name().map(|name| name.to_string_lossy().into_owned());
+        self.history.best_model_checkpoint = self.history.best_global_step.and_then(folder);
         let pending = self.checkpoints.begin(self.state.step)?;
         self.snapshot().write(pending.path(), &self.write_model)?;
         let path = pending.commit(self.state.identity.facts())?;
@@ -334,16 +337,24 @@ impl Trainer {
     }
 
     /// Writes the final model into the output directory itself. `finish` sees the written folder before it is
-    /// published and may add to it: it reads the model back, evaluates it and writes the model card.
+    /// published and may add to it: it reads the model back, evaluates it and writes the model card. `None` where it was
+    /// asked to stop meanwhile: nothing is published then.
     ///
     /// # Errors
     /// Fails where writing fails, or `finish` does.
-    pub fn publish<T>(&self, finish: impl FnOnce(&Path) -> Result<T, TrainError>) -> Result<T, TrainError> {
+    pub fn publish<T>(
+        &mut self,
+        finish: impl FnOnce(&Path) -> Result<T, TrainError>,
+    ) -> Result<(Outcome, Option<T>), TrainError> {
         Phase::Save.begin(self.state.step);
         let pending = self.checkpoints.begin_final(self.state.step)?;
         (self.write_model)(pending.path(), self.policy.decoder.trained())?;
-        let result = finish(pending.path())?;
-        pending.publish(self.state.identity.facts())?;
-        Ok(result)
+        match finish(pending.path()) {
+            Ok(found) => {
+                pending.publish(self.state.identity.facts())?;
+                Ok((Outcome::Finished, Some(found)))
+            }
+            Err(error) => Ok((self.end_with(error)?, None)),
+        }
     }
 }
