@@ -62,12 +62,12 @@ impl Diagnose for IoError {
         let path = path.display();
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(format!(
-                "free space on the file system of {path}, lower save_total_limit, or choose another output_dir; then \
-                 run the same command again to resume"
+                "free space on the file system of {path}, or choose another folder; a run takes less of it with a lower \
+                 save_total_limit, and goes on with --resume auto"
             )),
             ErrorKind::PermissionDenied => Some(format!("check the owner and permissions of {path}")),
             ErrorKind::ReadOnlyFilesystem => {
-                Some(format!("the file system of {path} is read-only: choose another output_dir"))
+                Some(format!("the file system of {path} is read-only: choose another folder"))
             }
             ErrorKind::NotFound => Some(format!("check the path {path}")),
             ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
@@ -126,11 +126,19 @@ pub fn parent_of(path: &Path) -> &Path {
 /// Writes a file so that `path` holds either its old content or all of the new one, whatever happens.
 ///
 /// The content goes to a temporary file in the same folder, is flushed to disk and renamed into place; then the folder
-/// is flushed. The mode follows the umask, as for any new file.
+/// is flushed. The mode follows the umask, as for any new file. A link stays one: what it points to is written. What is
+/// no file, a pipe or a device, is written to as it stands.
 ///
 /// # Errors
 /// [`IoError::Failed`] from any step, or from `write` itself; `path` is untouched then.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), IoError> {
+    let facts = fs::metadata(path);
+    if facts.as_ref().is_ok_and(|facts| !facts.is_file() && !facts.is_dir()) {
+        let mut file = File::options().write(true).open(path).map_err(IoError::of("open", path))?;
+        return write(&mut file).and_then(|()| file.flush()).map_err(IoError::of("write", path));
+    }
+    let real = if facts.is_ok() { fs::canonicalize(path).map_err(IoError::of("find", path))? } else { path.to_owned() };
+    let path = real.as_path();
     let dir = parent_of(path);
     // A fixed prefix, not the file's own name: that may already be as long as a name can be.
     let temp = tempfile::Builder::new()
@@ -145,6 +153,12 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Resul
     temp.as_file().sync_all().map_err(IoError::of("flush to disk", path))?;
     temp.persist(path).map_err(|error| IoError::of("rename into place", path)(error.error))?;
     fsync_dir(dir)
+}
+
+/// Makes a folder where there is none, and sees whether files can be written there.
+pub fn require_writable(dir: &Path) -> Result<(), IoError> {
+    create_dirs(dir)?;
+    tempfile::tempfile_in(dir).map(drop).map_err(IoError::of("write files in", dir))
 }
 
 /// Removes temporary files that [`write_atomic`] left in `dir` when its process was killed. Call it under the lock.
@@ -309,6 +323,27 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
         write_atomic(&path, |w| w.write_all(b"two")).unwrap();
         assert_eq!(read_text(&path).unwrap(), "two");
+    }
+
+    /// A link is followed, a pipe is written to: neither is replaced.
+    #[test]
+    fn what_is_no_file_of_its_own_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link, pipe) = (dir.path().join("real"), dir.path().join("link"), dir.path().join("pipe"));
+        fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        write_atomic(&link, |w| w.write_all(b"new")).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(read_text(&real).unwrap(), "new");
+
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || read_text(&pipe).unwrap()
+        });
+        write_atomic(&pipe, |w| w.write_all(b"through")).unwrap();
+        assert_eq!(reader.join().unwrap(), "through");
+        assert!(!pipe.is_file());
     }
 
     #[test]

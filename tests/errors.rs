@@ -116,6 +116,8 @@ fn models_that_cannot_be_used() {
     let mut place = Place::new();
     place.eval("no such folder", 2, "no/such/folder", "good.jsonl");
     place.eval("not in the cache", 8, "org/name", "good.jsonl");
+    fs::create_dir(place.path("data")).unwrap();
+    place.eval("no such folder in one that is there", 8, "data/startr", "good.jsonl");
     place.eval("a file", 4, "good.jsonl", "good.jsonl");
     place.model("empty", |folder| fs::remove_dir_all(folder).and_then(|()| fs::create_dir(folder)).unwrap());
     place.eval("an empty folder", 4, "./empty", "good.jsonl");
@@ -238,6 +240,7 @@ fn settings_that_cannot_be_used() {
     place.case("more samples than can be", 2, &[&eval[..], &["--num-samples", "4294967295"]].concat());
     place.case("a negative seed", 2, &[&eval[..], &["--seed=-1"]].concat());
     place.case("a chat without a template", 2, &["generate", "model", "1+2=", "--chat"]);
+    place.case("a negative temperature", 2, &["generate", "model", "1+2=", "--temperature", "-1"]);
     place.case("an empty prompt", 3, &["generate", "model", ""]);
     place.case("a prompt longer than the context", 3, &["generate", "model", &"7".repeat(512)]);
     let report = std::mem::take(&mut place.report);
@@ -258,6 +261,13 @@ fn output_folders_that_cannot_be_used() {
 
     place.trained();
     place.train("a fresh run over checkpoints", 2, &[]);
+    place.train("a fresh run over checkpoints, dry", 2, &["--dry-run"]);
+    let eval = ["eval", "model", "--data", "good.jsonl", "--output", "file/results"];
+    place.case("results into what is no folder", 5, &eval);
+    fs::create_dir(place.path("stopped")).unwrap();
+    fs::rename(place.path("out/checkpoint-1"), place.path("stopped/checkpoint-1")).unwrap();
+    place.eval("the folder of a run that was stopped", 4, "./stopped", "good.jsonl");
+    fs::rename(place.path("stopped/checkpoint-1"), place.path("out/checkpoint-1")).unwrap();
     let taken = fs::read(place.path("model/model.safetensors")).unwrap();
     let mut other = taken.clone();
     *other.last_mut().unwrap() ^= 1;

@@ -90,6 +90,8 @@ fn an_adapter_is_trained_resumed_continued_and_merged() {
     // Merged, it is a model like any other.
     let merged = bench.output_dir("merged");
     candlewick::recipe::merge(whole.to_str().unwrap(), &merged, None, true).unwrap();
+    let again = candlewick::recipe::merge(whole.to_str().unwrap(), &merged, None, true).unwrap_err();
+    assert!(again.to_string().contains("already holds config.json"), "{again}");
     let (decoder, _) =
         load_model(merged.to_str().unwrap(), None, true, None).unwrap().decoder(&Compute::cpu(), false).unwrap();
     assert_eq!(decoder.trained().iter().count(), decoder.params().iter().count());

@@ -91,6 +91,7 @@ fn a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_from_there() {
         running.signal(signal);
         assert_eq!(running.wait().code(), Some(code), "{}", running.text());
         assert!(sent.elapsed() < Duration::from_secs(2), "it took {:?} to stop", sent.elapsed());
+        assert!(running.text().contains("stopping after this step"), "{}", running.text());
         let text = bench.run_well(signal, "auto", &[]);
         assert!(text.contains("checkpoint-"), "{text}");
         assert_same_run(&bench.output_dir("whole"), &bench.output_dir(signal), "checkpoint-80");

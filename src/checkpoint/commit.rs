@@ -145,7 +145,7 @@ impl CheckpointDir {
         Ok(())
     }
 
-    /// Refuses an output directory that holds a model or a card: a run that starts there would replace them at its end.
+    /// Refuses an output directory that holds a model or a card: another model would replace them.
     ///
     /// # Errors
     /// [`CheckpointError::WouldReplace`] with the files.

@@ -160,7 +160,11 @@ pub fn compare_identity(saved: &RunIdentity, current: &RunIdentity, has_rollouts
         let is_fatal = FATAL.contains(&name)
             || FATAL_TABLES.contains(&key.split('.').next().unwrap_or(key))
             || (has_rollouts && FATAL_WITH_ROLLOUTS.contains(&name));
-        let value = |identity: &RunIdentity| identity.config.get(key).map_or("not set", String::as_str).to_owned();
+        // A setting that did not exist yet is one that was left out.
+        let value = |identity: &RunIdentity| match identity.config.get(key).map(String::as_str) {
+            None | Some("null") => "not set".to_owned(),
+            Some(text) => text.to_owned(),
+        };
         compare(key, &value(saved), &value(current), is_fatal);
     }
     differences

@@ -97,8 +97,8 @@ pub enum CheckpointError {
         /// The checkpoints in the way.
         folders: Vec<PathBuf>,
     },
-    /// A fresh run would replace these at its end.
-    #[error("{} already holds {}, which the final model would replace", output_dir.display(), files.join(", "))]
+    /// A model that is written there would replace these.
+    #[error("{} already holds {}, which the new model would replace", output_dir.display(), files.join(", "))]
     WouldReplace {
         /// The output directory.
         output_dir: PathBuf,
@@ -157,13 +157,13 @@ impl Diagnose for CheckpointError {
                     .into(),
             ),
             Self::NotFound { .. } => {
-                Some("check output_dir, or use --resume auto to start anew where there is none".into())
+                Some("check the path; a run with --resume auto starts anew where there is none".into())
             }
             Self::WouldOverwrite { .. } => Some(
                 "continue from the newest with --resume auto, choose another output_dir, or move these folders away"
                     .into(),
             ),
-            Self::WouldReplace { .. } => Some("choose another output_dir, or move these files away".into()),
+            Self::WouldReplace { .. } => Some("choose another folder, or move these files away".into()),
             Self::Incompatible { .. } => {
                 Some("set these back to the saved values, or start a new run with another output_dir".into())
             }

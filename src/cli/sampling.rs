@@ -8,19 +8,19 @@ use clap::Args;
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Sampling temperature; 0 takes the most likely token.
-    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = not_negative, allow_negative_numbers = true)]
     temperature: f64,
     /// Keep the most likely tokens whose probabilities add up to this much.
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = share, allow_negative_numbers = true)]
     top_p: f64,
     /// Keep this many of the most likely tokens; 0 keeps all.
     #[arg(long, value_name = "N", default_value_t = 0)]
     top_k: usize,
     /// Keep tokens at least this likely relative to the most likely one.
-    #[arg(long, value_name = "X", value_parser = unit)]
+    #[arg(long, value_name = "X", value_parser = unit, allow_negative_numbers = true)]
     min_p: Option<f64>,
     /// Make tokens that occurred already less likely; 1 is off.
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = positive, allow_negative_numbers = true)]
     repetition_penalty: f64,
     /// Longest completion, in tokens, 1 or more [default: 512].
     #[arg(long, value_name = "N")]

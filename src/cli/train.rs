@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use super::{Failure, print};
 use candlewick::io::IoError;
-use candlewick::recipe::{TrainOptions, plan, train};
+use candlewick::recipe::{TrainOptions, plan, require_room, train};
 use candlewick::trainer::{Outcome, stop::StopSignal};
 use clap::Args;
 use serde_json::json;
@@ -33,6 +33,7 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, Failure> {
     let resolved = layers.resolve()?;
     if args.dry_run {
         let plan = plan(&resolved.config)?;
+        require_room(&resolved.config)?;
         let text = if args.json { format!("{:#}\n", json!(plan)) } else { plan.render() };
         return print(&text).map(|()| ExitCode::SUCCESS);
     }

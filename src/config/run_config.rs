@@ -311,7 +311,7 @@ pub struct RunConfig {
     /// Default `1`: the batch is as large as `prompts_per_step` says.
     pub gradient_accumulation_steps: usize,
     /// Tokens that go through forward and backward at once, 1 or more. Bounds the memory of training; the results do
-    /// not depend on it (`loss_type = "bnpo"` apart). Default `1024`: about 1.3 GiB of activations for a 0.5B
+    /// not depend on it but for rounding (`loss_type = "bnpo"` apart). Default `1024`: about 1.3 GiB of activations for a 0.5B
     /// model, and as fast as more.
     pub max_tokens_per_micro_batch: usize,
     /// Compute activations again in the backward pass: less memory, about a third more time, the same results.

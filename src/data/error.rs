@@ -85,6 +85,11 @@ impl Diagnose for DataError {
             Self::Empty { .. } => {
                 "Give a file with at least one row such as {\"prompt\": \"12 + 7 =\", \"answer\": \"19\"}"
             }
+            Self::BadRows { faults, .. }
+                if faults.iter().all(|row| matches!(row.fault, Fault::MissingColumn { .. })) =>
+            {
+                "Name the columns of the file: `prompt_column`, `completion_column`, `answer_column`, or `prompt_template`"
+            }
             Self::BadRows { .. } => "Correct these rows, or set `on_bad_row = \"skip\"` to leave them out",
             Self::AllSkipped { .. } => "Check `prompt_column` against the columns of the file",
             Self::BadCard { .. } => "Name the files yourself: `train_file` takes one of them",

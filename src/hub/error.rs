@@ -10,6 +10,9 @@ use crate::error::{Diagnose, Exit};
 pub enum HubError {
     #[error("there is no folder {model}, and it is not an org/name of the Hub")]
     NoSuchFolder { model: String },
+    /// A path whose last part is missing looks like an id.
+    #[error("there is no folder {model}, and as an id of the Hub: {source}")]
+    NeitherFolderNorRepo { model: String, source: Box<HubError> },
     #[error("{id:?} is not a name that the Hub allows")]
     Id { id: String },
     #[error("{repo}: {revision:?} is not a branch, tag or commit name")]
@@ -93,6 +96,13 @@ fn is_about_trust(message: &str) -> bool {
 impl Diagnose for HubError {
     fn hint(&self) -> Option<String> {
         let text = match self {
+            Self::NeitherFolderNorRepo { model, .. } => {
+                let parent = std::path::Path::new(model).parent().unwrap_or(std::path::Path::new("."));
+                return Some(format!(
+                    "Check the path: the folder {} is there, what is named in it is not.",
+                    parent.display()
+                ));
+            }
             Self::NoSuchFolder { .. } => "Check the path, or give a Hub id such as Qwen/Qwen2.5-0.5B-Instruct.",
             Self::Id { .. } => {
                 "An id is `name` or `org/name` of letters, digits, `-`, `_` and `.`; neither starts or ends with `-` or `.`."
@@ -152,6 +162,7 @@ impl Diagnose for HubError {
         match self {
             Self::NoSuchFolder { .. } | Self::Id { .. } | Self::Revision { .. } | Self::Offline { .. } => Exit::Usage,
             Self::Io { .. } => Exit::Io,
+            Self::NeitherFolderNorRepo { source, .. } => source.exit(),
             _ => Exit::Remote,
         }
     }

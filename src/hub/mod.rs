@@ -99,6 +99,21 @@ pub fn resolve_with(
     if !is_repo_id(model) {
         return Err(HubError::NoSuchFolder { model: model.to_owned() });
     }
+    let is_in_folder = path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir());
+    find_repo(env, model, revision, offline, progress).map_err(|error| match error {
+        error if is_in_folder => HubError::NeitherFolderNorRepo { model: model.to_owned(), source: Box::new(error) },
+        error => error,
+    })
+}
+
+/// A model of the Hub, from the cache or by asking.
+fn find_repo(
+    env: &HubEnv,
+    model: &str,
+    revision: Option<&str>,
+    offline: bool,
+    progress: &dyn Fn(&str),
+) -> Result<Resolved, HubError> {
     let request = Request { env, kind: RepoType::Model, repo: model, revision: revision.unwrap_or("main") };
     if !is_revision(request.revision) {
         return Err(HubError::Revision { repo: model.to_owned(), revision: request.revision.to_owned() });

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Diagnose, Exit};
 
@@ -170,9 +170,22 @@ fn list<T: fmt::Display>(problems: &[T]) -> String {
     }
 }
 
+/// Whether a run has left checkpoints in a folder.
+fn has_checkpoints(folder: &Path) -> bool {
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().starts_with("checkpoint-"))
+}
+
 impl Diagnose for ModelError {
     fn hint(&self) -> Option<String> {
         let text = match self {
+            Self::MissingFile { folder, .. } if has_checkpoints(folder) => {
+                return Some(format!(
+                    "A run has not ended here yet: name one of its checkpoints, {}/checkpoint-N, or go on with it by \
+                     --resume auto.",
+                    folder.display()
+                ));
+            }
             Self::NotAFolder { .. } | Self::MissingFile { .. } => {
                 "Give a Hugging Face model folder (config.json, *.safetensors, tokenizer.json) or an org/name id."
             }

@@ -11,7 +11,7 @@ use crate::eval::{
     EvalConfig, EvalFigures, EvalRun, EvalSample, Perplexity, ResultPaths, compute_figures, run_eval, sample_rows,
     write_results,
 };
-use crate::io::sha256_file;
+use crate::io::{require_writable, sha256_file};
 use crate::reward::{IsStopping, WeightedRewards};
 use crate::rollout::Observer;
 use serde_json::json;
@@ -59,6 +59,10 @@ pub fn evaluate_models(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Evaluation>, RecipeError> {
     load_all(settings, models)?;
+    if let Some(output) = &options.output {
+        // What cannot be written is found out before hours of sampling.
+        require_writable(output)?;
+    }
     let mut evaluate_one = |model: &String| {
         let settings = RunConfig { model: model.clone(), ..settings.clone() };
         evaluate(&settings, options, observer).map_err(|error| of_model(models, model, error))

@@ -2,7 +2,7 @@
 
 use super::RecipeError;
 use super::parts::{AdapterFolder, load_model};
-use crate::checkpoint::{SHARD_BYTES, export_model};
+use crate::checkpoint::{CheckpointDir, SHARD_BYTES, export_model};
 use crate::model::adapter::{self, load_adapter};
 use crate::model::{SavedDtype, load_weights};
 use std::borrow::Cow;
@@ -12,7 +12,7 @@ use std::path::Path;
 /// `output`, in `dtype`, or else in that of the base model. Sums are f32.
 ///
 /// # Errors
-/// Fails where the adapter or its base model cannot be read or do not fit, and where `output` holds either of them.
+/// Fails where the adapter or its base model cannot be read or do not fit, and where `output` holds a model.
 pub fn merge(adapter: &str, output: &Path, dtype: Option<SavedDtype>, offline: bool) -> Result<(), RecipeError> {
     let model = load_model(adapter, None, offline, None)?;
     let Some(AdapterFolder { folder, config }) = &model.adapter else {
@@ -24,6 +24,7 @@ pub fn merge(adapter: &str, output: &Path, dtype: Option<SavedDtype>, offline: b
             return Err(RecipeError::MergeOver { output: output.to_owned() });
         }
     }
+    CheckpointDir::new(output).require_no_model()?;
     let (mut weights, saved) = load_weights(&model.resolved.folder, &model.config)?;
     let (maps, tensors) = load_adapter(folder, config, &model.config)?;
     adapter::merge(&mut weights, &maps, &tensors)?;

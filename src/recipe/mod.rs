@@ -45,6 +45,7 @@ pub use plan::{Plan, plan};
 pub use preview::{Preview, PreviewLeftOut, PreviewRow, PreviewSource, PreviewText, preview};
 pub use push::{LeftOut, PushPlan, plan_push, push};
 pub use push_error::PushError;
+pub use resume::require_room;
 pub use shipped::{CopiedRecipe, Need, ShippedRecipe, copy_recipe, shipped_recipes};
 pub use train::{TrainOptions, TrainReport, train};
 pub use validate::{Validation, validate};

@@ -111,6 +111,22 @@ pub(super) fn resume(
     Ok(Some(Resumed { folder, is_here }))
 }
 
+/// Refuses what the run would refuse to begin over in its output directory; nothing is written.
+///
+/// # Errors
+/// [`CheckpointError::WouldOverwrite`], [`CheckpointError::WouldReplace`], [`CheckpointError::NotFound`].
+pub fn require_room(settings: &RunConfig) -> Result<(), RecipeError> {
+    let checkpoints = CheckpointDir::new(&settings.output_dir);
+    match settings.resume_choice() {
+        Resume::Never => checkpoints.make_way(None, &[])?,
+        Resume::Auto if checkpoints.list()?.is_empty() => {}
+        Resume::Auto => return Ok(()),
+        Resume::From(path) if path.exists() => return Ok(()),
+        Resume::From(path) => return Err(CheckpointError::NotFound { output_dir: path }.into()),
+    }
+    Ok(checkpoints.require_no_model()?)
+}
+
 /// How far a run is.
 pub(super) struct Progress {
     pub state: TrainingState,

@@ -83,7 +83,10 @@ pub fn train(settings: &RunConfig, options: TrainOptions) -> Result<TrainReport,
         after,
         steps: trainer.state.step,
         secs: started.elapsed().as_secs_f64(),
-        model: settings.output_dir.clone(),
+        model: match outcome {
+            Outcome::Finished => settings.output_dir.clone(),
+            Outcome::Interrupted(_) => trainer.checkpoints.path(trainer.state.step),
+        },
         next_command: Some(next_command(settings, outcome)),
     };
     Ok(TrainReport { outcome, summary, pushed })

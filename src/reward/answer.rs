@@ -8,6 +8,9 @@ use crate::data::Columns;
 /// The answer column of a row as text.
 pub(super) fn answer_text<'a>(columns: &'a Columns, column: &str) -> Result<&'a str, String> {
     columns.text(column).ok_or_else(|| {
+        if columns.names().any(|name| name == column) {
+            return format!("its column `{column}` is empty");
+        }
         let present: Vec<_> = columns.names().collect();
         let present = if present.is_empty() { "nothing but the prompt".to_owned() } else { present.join(", ") };
         format!("it has no column `{column}` (it has: {present})")

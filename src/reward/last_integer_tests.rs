@@ -157,7 +157,7 @@ fn answers_without_an_integer_are_told() {
     );
     assert_eq!(reason(r#"{"prompt": "p", "answer": "twelve"}"#), "`answer` does not end in an integer: `twelve`");
     assert_eq!(reason(r#"{"prompt": "p", "answer": 1.5}"#), "`answer` does not end in an integer: `1.5`");
-    assert_eq!(reason(r#"{"prompt": "p", "answer": null}"#), "it has no column `answer` (it has: answer)");
+    assert_eq!(reason(r#"{"prompt": "p", "answer": null}"#), "its column `answer` is empty");
 }
 
 proptest! {

@@ -77,7 +77,7 @@ pub struct Summary {
     pub steps: u64,
     /// Duration of this process' part of the run.
     pub secs: f64,
-    /// The folder with the final model.
+    /// The folder with the final model, or of a run that was stopped with the last checkpoint.
     pub model: PathBuf,
     /// The next command worth trying.
     pub next_command: Option<String>,

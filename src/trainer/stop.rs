@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
 use crate::error::Exit;
 
@@ -35,6 +36,15 @@ impl StopSignal {
             flag::register(signal, Arc::clone(&is_stopping))?;
             flag::register_usize(signal, Arc::clone(&stop.signal), signal as usize)?;
         }
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        // A step may take minutes: whoever asked is told that it was heard.
+        std::thread::spawn(move || {
+            if signals.forever().next().is_some() {
+                tracing::warn!(
+                    "stopping after this step, with its state saved; the same again ends it at once, unsaved"
+                );
+            }
+        });
         Ok(stop)
     }
 
