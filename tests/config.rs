@@ -349,6 +349,38 @@ fn wrong_values_from_elsewhere_give_their_source() {
 }
 
 #[test]
+fn a_key_or_a_password_is_not_shown_wherever_it_was_given() {
+    let judge = |user: &str, more: &str| {
+        let url = format!("base_url = \"http://{user}localhost/v1\"");
+        format!("[{{ name = \"judge\", judge_model = \"m\", prompt_template = \"{{completion}}\", {url}, {more} }}]")
+    };
+    for rewards in [
+        judge("me:canary@", "score_key = \"s\""),
+        judge("", "score_key = \"s\", api_key_env = \"sk-canary\""),
+        judge("", "score_key = \"s\", api_key_env = [\"sk-canary\"]"),
+        judge("", "score_key = \"s\", api_key = 'sk-canary'"),
+        judge("", "temperature = -1, api_key_env = \"sk-canary\""),
+        judge("", "score_key = \"s\"").replace("http://localhost", "me:canary@localhost"),
+    ] {
+        let (folder, mut layers) = layers(&format!("{COMPLETE}rewards = {rewards}\n"));
+        let is_hidden = |layers: &Layers, place: &str| {
+            let text = message(folder.path(), layers);
+            assert!(text.contains(place) && !text.contains("canary"), "{text}");
+        };
+        is_hidden(&layers, " --> run.toml:3:");
+        std::fs::write(&layers.files[0], COMPLETE).unwrap();
+        layers.env = vec![("CANDLEWICK_REWARDS".to_owned(), rewards.clone())];
+        is_hidden(&layers, " --> environment variable CANDLEWICK_REWARDS");
+        layers.env.clear();
+        layers.overrides = vec![Override::parse(&format!("rewards={rewards}"))];
+        is_hidden(&layers, " --> --set rewards");
+    }
+    // What is no secret is shown beside a fault.
+    let (folder, good) = layers(&format!("{COMPLETE}rewards = {}\n", judge("", "api_key_env = \"OPENAI_API_KEY\"")));
+    assert!(message(folder.path(), &good).contains("\n3 | "));
+}
+
+#[test]
 fn nothing_set_is_an_error_that_names_what_is_needed() {
     insta::assert_snapshot!(message(Path::new("/nowhere"), &Layers::default()));
 }

@@ -3,9 +3,11 @@
 //! Owns the text of configuration errors. Finding them is the work of `layers.rs` and `checks.rs`.
 
 use crate::error::{Diagnose, Exit};
+use regex::Regex;
 use std::fmt::{self, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// Errors that are printed before the rest is only counted: a file in another language has one on every line.
 const MAX_PRINTED: usize = 20;
@@ -76,7 +78,7 @@ pub struct FilePlace {
     pub column: usize,
     /// Characters that the caret underlines, 1 or more.
     pub width: usize,
-    /// The line itself.
+    /// The line itself; empty where it holds a key or a password.
     pub text: String,
 }
 
@@ -92,14 +94,33 @@ impl FilePlace {
         let end = floor_char_boundary(source, span.end).max(start);
         let line_start = source[..start].rfind('\n').map_or(0, |at| at + 1);
         let line_end = source[start..].find('\n').map_or(source.len(), |at| start + at);
+        let line = source[line_start..line_end].trim_end();
         Self {
             path: path.to_owned(),
             line: source[..start].matches('\n').count() + 1,
             column: source[line_start..start].chars().count() + 1,
             width: source[start..end.min(line_end)].trim_end().chars().count().max(1),
-            text: source[line_start..line_end].trim_end().to_owned(),
+            text: if holds_secret(line) { String::new() } else { line.to_owned() },
         }
     }
+}
+
+/// Whether a setting as it is written holds a password, or a key where only the name of a variable belongs.
+///
+/// The whole text is looked at: in an inline table a fault elsewhere would show it as well.
+pub(super) fn holds_secret(text: &str) -> bool {
+    const USER_NAME: &str = r#"(?:://|base_url["']?\s*=\s*["']*)[^\s"']*@"#;
+    const KEY: &str = r#"(?i)(?:api_?key\w*|password|secret|token)["']?\s*=\s*["']*([^"',}\]\s]+)"#;
+    static KEYS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(KEY).ok());
+    static USER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(USER_NAME).ok());
+    let has_user = USER.as_ref().is_some_and(|user| user.is_match(text));
+    has_user || KEYS.as_ref().is_some_and(|keys| keys.captures_iter(text).any(|found| !is_variable_name(&found[1])))
+}
+
+/// Whether a text is the name of an environment variable, in capitals.
+pub(super) fn is_variable_name(text: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    text.chars().all(is_part) && text.starts_with(|c: char| !c.is_ascii_digit())
 }
 
 fn floor_char_boundary(text: &str, at: usize) -> usize {
@@ -136,7 +157,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// The place, its line and the caret. Of a long line only the part around the caret is shown.
+/// The place, its line (if it may be shown) and the caret. Of a long line only the part around the caret is shown.
 fn write_snippet(f: &mut fmt::Formatter<'_>, place: &FilePlace, gutter: usize) -> fmt::Result {
     let line: Vec<char> = place.text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let caret = place.column - 1;
@@ -144,8 +165,11 @@ fn write_snippet(f: &mut fmt::Formatter<'_>, place: &FilePlace, gutter: usize) -
     let last = line.len().min(first + MAX_LINE);
     let shown: String = line[first..last].iter().collect();
     let width = place.width.min(last.saturating_sub(caret)).max(1);
-    writeln!(f, "\n{:gutter$}--> {}:{}:{}", "", place.path.display(), place.line, place.column)?;
-    writeln!(f, "{:gutter$} |", "")?;
+    write!(f, "\n{:gutter$}--> {}:{}:{}", "", place.path.display(), place.line, place.column)?;
+    if line.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\n{:gutter$} |", "")?;
     writeln!(f, "{} | {shown}", place.line)?;
     write!(f, "{:gutter$} | {:indent$}{}", "", "", "^".repeat(width), indent = caret - first)
 }

@@ -4,7 +4,7 @@
 //! the positions that the TOML parser knows and figment forgets; all that is wrong is reported at once.
 
 use super::checks;
-use super::diagnostic::{ConfigError, Diagnostic, FilePlace, Place};
+use super::diagnostic::{ConfigError, Diagnostic, FilePlace, Place, holds_secret};
 use super::run_config::RunConfig;
 use super::schema::{Source, usable_keys};
 use figment::providers::Serialized;
@@ -170,6 +170,11 @@ impl Reading {
 
     /// A value from outside a file: TOML where it reads as that and fits the setting, else a string.
     fn read_given(&mut self, key: &str, value: &str, written: &str) {
+        let written = if holds_secret(&format!("{key}={value}")) {
+            written.split_once(value).map_or(key, |(name, _)| name.trim_end_matches([' ', '=']))
+        } else {
+            written
+        };
         let place = |_: &Range<usize>| Place::Given(written.to_owned());
         if key.is_empty() {
             self.diagnostics.push(Diagnostic {

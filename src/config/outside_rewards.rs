@@ -1,5 +1,6 @@
 //! The making of the rewards that ask something outside of this process: `command` and `judge`.
 
+use super::diagnostic::is_variable_name;
 use super::reward_config::RewardConfig;
 use super::reward_kinds::{Fault, Made, required};
 use crate::reward::{CommandConfig, CommandReward, Judge, JudgeConfig, RewardError, Scale, Verdict};
@@ -69,8 +70,7 @@ fn base_url(table: &RewardConfig) -> Result<String, Fault> {
     let host = rest.split('/').next().unwrap_or_default();
     if host.contains('@') {
         let message = "`base_url` holds a user name or a password; the key of a service is named by `api_key_env`";
-        // Not at the key: the line would be shown.
-        return Err(Fault::new("name", message));
+        return Err(Fault::new("base_url", message));
     }
     let is_plain = |c: char| {
         c.is_ascii_graphic() && !matches!(c, '?' | '#' | '"' | '<' | '>' | '\\' | '^' | '`' | '{' | '|' | '}')
@@ -137,11 +137,11 @@ fn concurrency(table: &RewardConfig) -> Result<usize, Fault> {
 
 fn api_key_env(table: &RewardConfig) -> Result<Option<String>, Fault> {
     let Some(variable) = &table.api_key_env else { return Ok(None) };
-    let is_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
-    if !variable.is_empty() && variable.chars().all(is_name) && !variable.starts_with(|c: char| c.is_ascii_digit()) {
+    if is_variable_name(variable) {
         return Ok(Some(variable.clone()));
     }
-    // Neither the value nor its line is shown: somebody may have put the key itself there.
+    // The value is not shown: somebody may have put the key itself there.
     let message = "`api_key_env` must be the name of an environment variable, in capitals, such as OPENAI_API_KEY";
-    Err(Fault::new("name", message).help("export the variable with the key; the key itself never goes into a file"))
+    Err(Fault::new("api_key_env", message)
+        .help("export the variable with the key; the key itself never goes into a file"))
 }

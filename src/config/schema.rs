@@ -5,7 +5,7 @@
 
 use super::architecture::ArchitectureConfig;
 use super::data::MixConfig;
-use super::diagnostic::{Diagnostic, Place};
+use super::diagnostic::{Diagnostic, Place, holds_secret};
 use super::lora::LoraConfig;
 use super::names::{ARCHITECTURE_FIELDS, Field, LORA_FIELDS, MIX_FIELDS, REWARD_FIELDS, RUN_FIELDS, foreign, nearest};
 use super::reward_config::RewardConfig;
@@ -173,9 +173,11 @@ fn wrong_type(kind: Kind, field: &Field, span: &Range<usize>, source: &Source<'_
         _ => list(words.iter().map(String::as_str), "or"),
     };
     let bare = written.trim_matches(['"', '\'']);
+    // Of a value that must not be shown not even its beginning is.
+    let got = if holds_secret(&format!("{}={written}", field.name)) { "this".to_owned() } else { shorten(written) };
     let near = nearest(bare, words.iter().map(String::as_str)).map(|word| format!("did you mean \"{word}\"?"));
     Diagnostic {
-        message: format!("`{}`{} must be {expected}, not {}", field.name, kind.owner(), shorten(written)),
+        message: format!("`{}`{} must be {expected}, not {got}", field.name, kind.owner()),
         place: (source.place)(span),
         help: near.into_iter().collect(),
     }
