@@ -16,6 +16,9 @@ use crate::rng::{Stream, below, philox};
 const NUM_BUCKETS: u32 = 100;
 const EVAL_BUCKETS: u32 = 10;
 
+/// The most rows that are made: far more than anybody trains on, and still held in memory.
+const MAX_ROWS: usize = 100_000_000;
+
 /// Up to this many possible questions, all are listed and shuffled; beyond, questions are drawn until enough differ.
 const MAX_LISTED: u64 = 4_000_000;
 
@@ -115,7 +118,7 @@ impl Question {
 /// Which questions are made, and how they are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArithmeticConfig {
-    /// Number of rows, 1 or more.
+    /// Number of rows, 1 to 100000000.
     pub rows: usize,
     /// Largest operand; the smallest is 0. Default 99.
     pub max_operand: u32,
@@ -302,6 +305,9 @@ fn check(config: &ArithmeticConfig) -> Result<(), DataError> {
     if config.rows == 0 {
         return bad("the number of rows", "0".into(), "it is at least 1");
     }
+    if config.rows > MAX_ROWS {
+        return bad("the number of rows", config.rows.to_string(), "it is at most 100000000");
+    }
     if config.operators.is_empty() {
         return bad("the operators", "none".into(), "they are `+` and `-`");
     }
@@ -373,6 +379,12 @@ mod tests {
         let error = arithmetic(&config).unwrap_err();
         assert!(error.to_string().starts_with("200 rows asked for, but the train split has only"), "{error}");
         assert_eq!(arithmetic(&ArithmeticConfig { repeat: true, ..config }).unwrap().len(), 200);
+        // More than any memory holds is refused before memory is asked for.
+        for (rows, max_operand) in [(1_000_000_000_000_000_000, 5), (1_000_000_000_000, 999_999_999)] {
+            let config = ArithmeticConfig { rows, max_operand, repeat: true, ..ArithmeticConfig::default() };
+            let error = arithmetic(&config).unwrap_err();
+            assert!(error.to_string().contains("it is at most 100000000"), "{error}");
+        }
     }
 
     #[test]

@@ -38,9 +38,10 @@ pub(super) fn distributions(runs: &[Run]) -> Distributions {
 /// At most [`MAX_RANGES`] ranges of equally many steps that hold all `steps`.
 fn ranges(steps: impl Iterator<Item = u64> + Clone) -> Vec<(u64, u64)> {
     let (Some(first), Some(last)) = (steps.clone().min(), steps.max()) else { return Vec::new() };
-    let width = (last - first + 1).div_ceil(MAX_RANGES);
-    let num_ranges = (last - first) / width + 1;
-    (0..num_ranges).map(|i| (first + i * width, (first + (i + 1) * width - 1).min(last))).collect()
+    // A step may be any number that the file gives: nothing here goes beyond the largest.
+    let width = (last - first) / MAX_RANGES + 1;
+    let starts = (0..=(last - first) / width).map(|i| first + i * width);
+    starts.map(|start| (start, start.saturating_add(width - 1).min(last))).collect()
 }
 
 fn common_answers<'a>(all: impl Iterator<Item = &'a Scored>) -> Vec<&'a str> {
@@ -94,6 +95,13 @@ mod tests {
         assert_eq!(counts["rewards"][39], json!([3, 1, 1]));
         assert_eq!(counts["answers"][0], json!([3, 0, 0, 0, 0]));
         assert_eq!(counts["answers"][39], json!([0, 3, 1, 0, 1]));
+    }
+
+    #[test]
+    fn ranges_reach_to_the_largest_step() {
+        assert_eq!(ranges([u64::MAX].into_iter()), [(u64::MAX, u64::MAX)]);
+        let all = ranges([0, u64::MAX].into_iter());
+        assert_eq!((all.len(), all[0].0, all[49].1), (50, 0, u64::MAX));
     }
 
     #[test]
