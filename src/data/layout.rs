@@ -4,6 +4,7 @@
 //! Pure over a list of paths (with `/`, from the top of the data set) and the text of README.md; the same for a folder and
 //! for a repository of the Hub. Without a card, a folder of splits is a configuration of its name.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -103,12 +104,18 @@ fn is_data(path: &str) -> bool {
 
 /// The first shard that the others of its name ask for and that is not there: `x-00001-of-00003.parquet`.
 fn missing_shard(files: &[String]) -> Option<String> {
-    let pattern = Regex::new(r"^(.*-)(\d{5})(-of-(\d{5}).*)$").ok()?;
+    let pattern = Regex::new(r"^(.*-)\d{5}(-of-(\d{5}).*)$").ok()?;
+    let present: HashSet<&str> = files.iter().map(String::as_str).collect();
+    let mut seen = HashSet::new();
     for file in files {
-        let Some(parts) = pattern.captures(file) else { continue };
-        let count: usize = parts[4].parse().ok()?;
-        let name = |shard: usize| format!("{}{shard:05}{}", &parts[1], &parts[3]);
-        if let Some(absent) = (0..count).map(name).find(|name| !files.contains(name)) {
+        let Some((_, [head, tail, count])) = pattern.captures(file).map(|parts| parts.extract()) else { continue };
+        // The shards of one name are looked for once.
+        if !seen.insert((head, tail)) {
+            continue;
+        }
+        let count: usize = count.parse().ok()?;
+        let name = |shard: usize| format!("{head}{shard:05}{tail}");
+        if let Some(absent) = (0..count).map(name).find(|name| !present.contains(name.as_str())) {
             return Some(absent);
         }
     }

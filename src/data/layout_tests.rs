@@ -91,6 +91,13 @@ fn the_card_says_which_files() {
     assert!(super::of_card("# no head\n", &TWO).unwrap().is_empty());
 }
 
+/// The time grows with the number of shards, not with its third power.
+#[test]
+fn many_shards_are_looked_through_at_once() {
+    let paths: Vec<String> = (0..10_000).map(|shard| format!("data/train-{shard:05}-of-10000.parquet")).collect();
+    assert_eq!(Layout::new("n", &paths, None).unwrap().files("n", None, "train").unwrap().len(), 10_000);
+}
+
 #[test]
 fn what_cannot_be_used_is_named() {
     let paths = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
