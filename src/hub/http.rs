@@ -261,8 +261,10 @@ impl<'a> Client<'a> {
 
     /// A text from elsewhere, on one line and without the token.
     fn clean(&self, text: &str) -> String {
+        // Before the cut: half a token would not be found.
+        let text = self.env.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redact(text));
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
-        self.env.token.as_ref().map_or(text.clone(), |token| token.redact(&text)).trim().to_owned()
+        text.trim().to_owned()
     }
 }
 
@@ -359,6 +361,13 @@ mod tests {
         for other in ["http://hub.co/", "https://hub.co.evil/", "https://hub.co:8/", "https://hub.co@evil/"] {
             assert_ne!(origin(other), origin("https://hub.co"), "{other}");
         }
+    }
+
+    #[test]
+    fn a_token_at_the_cut_is_not_shown_in_part() {
+        let env = HubEnv::from_lookup(&|name| (name == "HF_TOKEN").then(|| "hf_canary".into()));
+        let shown = Client::new(&env, "org/name", false).clean(&("x".repeat(496) + "hf_canary"));
+        assert!(shown.ends_with("x[tok"), "{shown}");
     }
 
     #[test]

@@ -82,10 +82,11 @@ impl Client {
         let text = response.body_mut().with_config().limit(MAX_REPLY).read_to_string();
         let text = text.map_err(|error| self.broken(&error))?;
         if response.status().is_success() {
-            return reply(&text).map_err(|reason| self.refusal(&reason, Some(response.status()), false));
+            let none = || format!("not a chat completion: {}", self.shown(&text));
+            return reply(&text).ok_or_else(|| self.refusal(&none(), Some(response.status()), false));
         }
         let mut refusal =
-            self.refusal(&explain(&response, &text), Some(response.status()), is_passing(response.status()));
+            self.refusal(&self.explain(&response, &text), Some(response.status()), is_passing(response.status()));
         refusal.retry_after = retry_after(&response);
         if refusal.retry_after.is_some_and(|pause| pause > LONGEST_ASKED) {
             refusal.may_pass = false;
@@ -96,6 +97,33 @@ impl Client {
     /// What the reply of a service, or its absence, says without the key.
     pub fn redact(&self, text: &str) -> String {
         self.key.as_ref().map_or_else(|| text.to_owned(), |key| key.redact(text))
+    }
+
+    /// What an answer that is none says.
+    fn explain(&self, response: &Response<Body>, text: &str) -> String {
+        let status = response.status();
+        let message = serde_json::from_str::<Value>(text).ok().and_then(|answer| {
+            let message =
+                [answer.pointer("/error/message"), answer.get("error"), answer.get("message"), answer.get("detail")];
+            message.into_iter().flatten().find_map(Value::as_str).map(str::to_owned)
+        });
+        let message = self.shown(message.as_deref().unwrap_or(text));
+        let moved = response.headers().get("location").and_then(|location| location.to_str().ok());
+        match (moved, message.is_empty()) {
+            (Some(location), _) => format!("HTTP {status}, moved to {location}"),
+            (None, true) => format!("HTTP {status}"),
+            (None, false) => format!("HTTP {status}: {message}"),
+        }
+    }
+
+    /// The beginning of a text, on one line. The key is taken out first: half of it would not be found.
+    fn shown(&self, text: &str) -> String {
+        let text = self.redact(text);
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        match words.char_indices().nth(SHOWN_CHARACTERS) {
+            Some((end, _)) => format!("{}...", &words[..end]),
+            None => words,
+        }
     }
 
     fn refusal(&self, reason: &str, status: Option<StatusCode>, may_pass: bool) -> Refusal {
@@ -120,44 +148,17 @@ impl Client {
     }
 }
 
-/// The text of a chat completion.
-fn reply(text: &str) -> Result<String, String> {
-    let answer: Value = serde_json::from_str(text).map_err(|_| format!("not a chat completion: {}", shown(text)))?;
-    let message =
-        answer.pointer("/choices/0/message").ok_or_else(|| format!("not a chat completion: {}", shown(text)))?;
+/// The text of a chat completion; None where it is none.
+fn reply(text: &str) -> Option<String> {
+    let answer: Value = serde_json::from_str(text).ok()?;
+    let message = answer.pointer("/choices/0/message")?;
     // A model that thought until its limit has no content.
-    Ok(message.get("content").and_then(Value::as_str).unwrap_or_default().to_owned())
+    Some(message.get("content").and_then(Value::as_str).unwrap_or_default().to_owned())
 }
 
 /// Whether a request with this answer may do better later.
 fn is_passing(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 409 | 425 | 429) || status.is_server_error()
-}
-
-/// What an answer that is none says.
-fn explain(response: &Response<Body>, text: &str) -> String {
-    let status = response.status();
-    let message = serde_json::from_str::<Value>(text).ok().and_then(|answer| {
-        let message =
-            [answer.pointer("/error/message"), answer.get("error"), answer.get("message"), answer.get("detail")];
-        message.into_iter().flatten().find_map(Value::as_str).map(str::to_owned)
-    });
-    let message = shown(message.as_deref().unwrap_or(text));
-    let moved = response.headers().get("location").and_then(|location| location.to_str().ok());
-    match (moved, message.is_empty()) {
-        (Some(location), _) => format!("HTTP {status}, moved to {location}"),
-        (None, true) => format!("HTTP {status}"),
-        (None, false) => format!("HTTP {status}: {message}"),
-    }
-}
-
-/// The beginning of a text, on one line.
-fn shown(text: &str) -> String {
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match words.char_indices().nth(SHOWN_CHARACTERS) {
-        Some((end, _)) => format!("{}...", &words[..end]),
-        None => words,
-    }
 }
 
 /// The pause that the header `Retry-After` asks for, in seconds or until a date.
@@ -203,7 +204,15 @@ mod tests {
         assert_eq!(reply(r#"{"choices":[{"message":{"role":"assistant","content":"7"}}]}"#).unwrap(), "7");
         assert_eq!(reply(r#"{"choices":[{"message":{"content":null}}]}"#).unwrap(), "");
         for text in ["", "hello", "{}", r#"{"choices":[]}"#, "[1]"] {
-            assert_eq!(reply(text).unwrap_err(), format!("not a chat completion: {text}"));
+            assert_eq!(reply(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_key_at_the_cut_is_not_shown_in_part() {
+        let key = Some(Secret::new("sk-canary"));
+        let client = Client::new("http://localhost", "m", 0.0, Duration::from_secs(1), key);
+        let shown = client.shown(&("x".repeat(SHOWN_CHARACTERS - 4) + "sk-canary"));
+        assert!(shown.ends_with("x[tok..."), "{shown}");
     }
 }
