@@ -12,13 +12,14 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::env;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 /// The most bytes of a line that are kept; the rest of it is read and dropped.
 const MAX_LINE: usize = 1 << 16;
@@ -153,16 +154,34 @@ impl Program {
         self.grace = Duration::ZERO;
         let _ = self.stderr_end.recv_timeout(LAST_WORDS);
         let until = Instant::now() + LAST_WORDS;
-        let mut ending = "closed its standard output".to_owned();
-        while Instant::now() < until {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                ending = format!("ended ({status})");
-                break;
-            }
+        let mut has_ended = self.has_ended();
+        while !has_ended && Instant::now() < until {
             thread::sleep(Duration::from_millis(5));
+            has_ended = self.has_ended();
         }
+        let ending = match self.end_group() {
+            Ok(status) if has_ended => format!("ended ({status})"),
+            _ => "closed its standard output".to_owned(),
+        };
         let last_words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner).clone();
         (ending, last_words)
+    }
+
+    /// Whether the program has ended. Its status is left to be taken: until then its number is no other's.
+    fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(Pid::from_child(&self.child)), options).is_ok_and(|status| status.is_some())
+    }
+
+    /// Kills the group and takes the status of its leader, in this order: then the leader's number may be given to
+    /// another.
+    fn end_group(&mut self) -> io::Result<ExitStatus> {
+        if let Some(mut watch) = self.watch.take() {
+            drop(watch.stdin.take());
+            let _ = watch.wait();
+        }
+        let _ = self.child.kill();
+        self.child.wait()
     }
 }
 
@@ -172,13 +191,7 @@ impl Drop for Program {
         let deadline = Instant::now() + self.grace;
         // What it still writes is read, so that it can get to its end.
         while Instant::now() < deadline && self.line(deadline).is_ok() {}
-        // The group goes before its leader's number may be given to another.
-        if let Some(mut watch) = self.watch.take() {
-            drop(watch.stdin.take());
-            let _ = watch.wait();
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.end_group();
     }
 }
 
@@ -317,6 +330,18 @@ mod tests {
         let file = folder.path().join("file");
         drop(shell(&format!("cat; sleep 0.2; echo done > '{}'", file.display())));
         assert_eq!(fs::read_to_string(file).unwrap(), "done\n");
+    }
+
+    /// Until the group is killed, the number of a program that has ended is no other's.
+    #[test]
+    fn looking_whether_a_program_has_ended_takes_no_status() {
+        let program = shell("exit 3");
+        let until = soon();
+        while !program.has_ended() {
+            assert!(Instant::now() < until);
+        }
+        let stat = fs::read_to_string(format!("/proc/{}/stat", program.child.id())).unwrap();
+        assert!(stat.contains(") Z "), "{stat}");
     }
 
     #[test]
