@@ -79,7 +79,7 @@ fn an_adapter_is_trained_resumed_continued_and_merged() {
 
     // An adapter that exists is trained further, with what it was made with.
     let further = format!("model='{}'", whole.display());
-    let continued = train(&bench, "continued", "never", &further, &["lora={}"]);
+    let continued = train(&bench, "continued", "never", &further, &[LORA]);
     let config: Value =
         serde_json::from_str(&fs::read_to_string(continued.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!((&config["r"], &config["lora_alpha"]), (&4.into(), &8.0.into()));

@@ -5,9 +5,10 @@
 use super::checks::Problem;
 use super::kinds::{Algorithm, Init};
 use super::run_config::RunConfig;
-use crate::model::{PeftConfig, TargetModules};
+use crate::model::{ModelConfig, ModelError, PeftConfig, TargetModules};
 use crate::ops::quantized::QuantFormat;
 use serde::{Deserialize, Serialize};
+use std::fmt::Display;
 
 const R: usize = 16;
 const ALPHA: f64 = 32.0;
@@ -78,23 +79,37 @@ impl LoraConfig {
         })
     }
 
-    /// The first key whose value is not that of an adapter that exists, with both values.
-    #[must_use]
-    pub fn difference(&self, existing: &PeftConfig) -> Option<(&'static str, String, String)> {
-        let differs = |key, given: Option<f64>, there: f64| {
-            let given = given.filter(|given| given.total_cmp(&there).is_ne())?;
+    /// The first key whose value is not that of an adapter of `model` that exists, with both values as they are written.
+    /// Targets are equal where they name the same maps.
+    ///
+    /// # Errors
+    /// [`ModelError::TargetModules`] for a target that is none of the model's maps.
+    pub fn difference(
+        &self,
+        existing: &PeftConfig,
+        model: &ModelConfig,
+    ) -> Result<Option<(&'static str, String, String)>, ModelError> {
+        fn differs<T: PartialEq + Display>(
+            key: &'static str,
+            given: Option<T>,
+            there: &T,
+        ) -> Option<(&'static str, String, String)> {
+            let given = given.filter(|given| given != there)?;
             Some((key, given.to_string(), there.to_string()))
+        }
+        let value = differs("r", self.r, &existing.r)
+            .or_else(|| differs("alpha", self.alpha, &existing.lora_alpha))
+            .or_else(|| differs("dropout", self.dropout, &existing.lora_dropout))
+            .or_else(|| differs("use_rslora", self.use_rslora, &existing.use_rslora));
+        if value.is_some() || self.target_modules.is_none() {
+            return Ok(value);
+        }
+        let names = |config: &PeftConfig| -> Result<Vec<String>, ModelError> {
+            Ok(config.maps(model)?.into_iter().map(|map| map.name).collect())
         };
-        let targets = || {
-            self.target_modules.as_ref()?;
-            let (given, there) = (self.peft().target_modules, &existing.target_modules);
-            (given != *there).then(|| ("target_modules", format!("{given:?}"), format!("{there:?}")))
-        };
-        differs("r", self.r.map(|r| r as f64), existing.r as f64)
-            .or_else(|| differs("alpha", self.alpha, existing.lora_alpha))
-            .or_else(|| differs("dropout", self.dropout, existing.lora_dropout))
-            .or_else(|| differs("use_rslora", self.use_rslora.map(f64::from), f64::from(existing.use_rslora)))
-            .or_else(targets)
+        let given = self.peft();
+        Ok((names(&given)? != names(existing)?)
+            .then(|| ("target_modules", given.target_modules.to_string(), existing.target_modules.to_string())))
     }
 }
 
@@ -130,4 +145,30 @@ pub(super) fn problems(config: &RunConfig) -> Vec<Problem> {
         found.push(Problem::new(&["sync_ref_model", "lora"], message).help("remove one of them"));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn an_adapter_differs_by_values_and_by_maps_not_by_how_they_are_named() {
+        let path = Path::new("data/starter/config.json");
+        let model = ModelConfig::parse(&std::fs::read_to_string(path).unwrap(), path).unwrap();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let all = ["down_proj", "up_proj", "gate_proj", "o_proj", "v_proj", "k_proj", "q_proj"];
+        let existing = |targets| PeftConfig::new(4, 8.0, 0.0, false, targets);
+        let table = |targets| LoraConfig { target_modules: Some(targets), ..LoraConfig::default() };
+        let all_linear = table(Targets::Pattern("all-linear".into()));
+        let of_names = existing(TargetModules::Names(names(&all)));
+        assert_eq!(all_linear.difference(&of_names, &model).unwrap(), None);
+        let reversed = table(Targets::Names(names(&["v_proj", "q_proj"])));
+        let of_two = existing(TargetModules::Names(names(&["q_proj", "v_proj"])));
+        assert_eq!(reversed.difference(&of_two, &model).unwrap(), None);
+        let found = all_linear.difference(&of_two, &model).unwrap();
+        assert_eq!(found, Some(("target_modules", "\"all-linear\"".into(), "[\"q_proj\", \"v_proj\"]".into())));
+        let scaled = LoraConfig { use_rslora: Some(true), ..LoraConfig::default() };
+        assert_eq!(scaled.difference(&of_two, &model).unwrap(), Some(("use_rslora", "true".into(), "false".into())));
+    }
 }

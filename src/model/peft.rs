@@ -8,6 +8,7 @@ use super::config::ModelConfig;
 use super::json::{parse, read_text};
 use regex::Regex;
 use serde_json::{Map, Value, json};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The file's name.
@@ -35,6 +36,17 @@ pub enum TargetModules {
     Names(Vec<String>),
     /// Those whose whole name matches a regular expression.
     Pattern(String),
+}
+
+/// As a user writes them in TOML.
+impl fmt::Display for TargetModules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllLinear => f.write_str("\"all-linear\""),
+            Self::Names(names) => write!(f, "{names:?}"),
+            Self::Pattern(pattern) => write!(f, "{pattern:?}"),
+        }
+    }
 }
 
 /// What `adapter_config.json` says.

@@ -19,7 +19,7 @@ pub(super) fn adapter(settings: &RunConfig, model: &LoadedModel) -> Result<Optio
         (None, Some(adapter)) => return Err(RecipeError::AdapterGiven { folder: adapter.folder.clone() }),
         (Some(lora), None) => lora.peft(),
         (Some(lora), Some(adapter)) => {
-            if let Some((key, given, there)) = lora.difference(&adapter.config) {
+            if let Some((key, given, there)) = lora.difference(&adapter.config, &model.config)? {
                 return Err(RecipeError::OtherLora { folder: adapter.folder.clone(), key, given, there });
             }
             adapter.config.clone()
