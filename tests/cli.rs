@@ -326,6 +326,13 @@ fn configurations_are_validated_without_a_run() {
     assert!(text(&bad.stderr).contains("did you mean `train_file`?"), "{}", text(&bad.stderr));
     let json: serde_json::Value = serde_json::from_slice(&run(&[&absent, &bad_rows, "--json"]).stdout).unwrap();
     assert_eq!((&json[0]["valid"], &json[1]["valid"], &json[1]["exit_code"]), (&true.into(), &false.into(), &3.into()));
+    // A run that pushes is checked as it will be, without the network.
+    let quickstart = std::fs::read_to_string("configs/quickstart.toml").unwrap();
+    let push = write("push.toml", &format!("push_to_hub = true\n{quickstart}"));
+    let pushed = run(&[&push]);
+    assert_eq!(pushed.status.code(), Some(0), "{}", text(&pushed.stderr));
+    let offline = write("offline.toml", &format!("push_to_hub = true\noffline = true\n{quickstart}"));
+    assert_eq!(run(&[&offline]).status.code(), Some(2));
     assert!(!cache.exists(), "nothing is fetched");
 }
 

@@ -25,7 +25,9 @@ pub struct Validation {
 /// # Errors
 /// Whatever the run would fail with before its first step, damaged weight files and the output directory apart.
 pub fn validate(settings: &RunConfig) -> Result<Validation, RecipeError> {
-    let settings = RunConfig { offline: true, ..settings.clone() };
+    settings.check()?;
+    // A run that pushes is not offline, and nothing is pushed here.
+    let settings = RunConfig { offline: true, push_to_hub: false, ..settings.clone() };
     let error = match plan(&settings) {
         Ok(plan) => return Ok(Validation { plan: Some(plan), unchecked: Vec::new() }),
         Err(error) => error,
