@@ -333,6 +333,22 @@ fn configurations_are_validated_without_a_run() {
     assert_eq!(pushed.status.code(), Some(0), "{}", text(&pushed.stderr));
     let offline = write("offline.toml", &format!("push_to_hub = true\noffline = true\n{quickstart}"));
     assert_eq!(run(&[&offline]).status.code(), Some(2));
+
+    // Other parts that may be elsewhere: the start of a reward model (whose rows are pairs), the base of an adapter, and
+    // the model of a reward.
+    let pairs = write("pairs.jsonl", "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n");
+    let ranked = format!("{remote}algorithm = 'reward'\ntrain_file = '{pairs}'\neval_file = '{pairs}'\n");
+    std::fs::create_dir(folder.path().join("adapter")).unwrap();
+    let adapter = "{\"peft_type\": \"LORA\", \"base_model_name_or_path\": \"org/no-base\"}";
+    let adapter = write("adapter/adapter_config.json", adapter).replace("/adapter_config.json", "");
+    let rows = "output_dir = 'o'\ntrain_file = 'data/math_tasks_train.jsonl'\n";
+    let adapted = format!("model = '{adapter}'\n{rows}lora = {{}}\n");
+    let scored = format!("model = 'data/starter'\n{rows}[[rewards]]\nname = 'model'\nmodel = 'org/no-judge'\n");
+    for (config, absent) in [(ranked, "org/none-of-this"), (adapted, "org/no-base"), (scored, "org/no-judge")] {
+        let told = run(&[&write("some.toml", &config)]);
+        assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
+        assert!(text(&told.stdout).contains(&format!("{absent} was not looked at")), "{}", text(&told.stdout));
+    }
     assert!(!cache.exists(), "nothing is fetched");
 }
 

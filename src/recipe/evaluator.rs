@@ -4,10 +4,9 @@ use super::RecipeError;
 use super::corpus::{Corpus, sample_prompt};
 use super::parts::{LoadedModel, PromptLimit, load_model_as, prepare, sampling};
 use super::reward_model;
-use super::rows::load_source;
+use super::rows::eval_rows;
 use super::start::TrainingData;
 use crate::config::{Algorithm, RunConfig};
-use crate::data::RowKind;
 use crate::device::Compute;
 use crate::eval::{EvalConfig, EvalError, Grader, compute_perplexity, run_eval, summarize};
 use crate::model::{Decoder, Task};
@@ -44,9 +43,7 @@ fn on_rows(
     rewards: WeightedRewards,
     grader: Grader,
 ) -> Result<Option<Arc<Evaluator>>, RecipeError> {
-    let Some(source) = settings.eval_source()? else { return Ok(None) };
-    let mut data = load_source(&source, &settings.rows_config(RowKind::Prompt)?, settings.offline)?.dataset;
-    data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
+    let Some(data) = eval_rows(settings)? else { return Ok(None) };
     rewards.check_rows(&data.rows)?;
     grader.check_rows(&data.rows)?;
     let prompts =

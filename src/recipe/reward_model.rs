@@ -3,10 +3,10 @@
 use super::RecipeError;
 use super::evaluator::Evaluator;
 use super::parts::{LoadedModel, max_steps};
-use super::rows::{Prepared, TrainingRows, load_source, prepare_parts};
+use super::rows::{Prepared, TrainingRows, eval_rows, prepare_parts};
 use crate::checkpoint::{CheckpointError, classifier_config};
 use crate::config::RunConfig;
-use crate::data::{Dataset, RowKind};
+use crate::data::Dataset;
 use crate::io::{read_text, write_atomic};
 use crate::model::{Decoder, Params, Task};
 use crate::telemetry::{EvalFigures, StepMetrics};
@@ -36,16 +36,21 @@ pub(super) fn method(
     Ok((Method::Reward(RewardTraining { config, pairs, order }), max_steps))
 }
 
+/// How the texts of pairs are read, and the most tokens of one.
+pub(super) fn reading(settings: &RunConfig, model: &LoadedModel) -> Result<(ScoredRenderer, usize), RecipeError> {
+    let pad_id = pad_id(&model.resolved.folder, &model.tokenizer)?;
+    let both = settings.max_prompt_length.saturating_add(settings.max_completion_length);
+    let max_length = both.min(model.config.max_position_embeddings);
+    Ok((ScoredRenderer::new(model.renderer(settings), pad_id), max_length))
+}
+
 /// The rows of a source as pairs; there is one at least.
 pub(super) fn ranked_pairs(
     settings: &RunConfig,
     model: &LoadedModel,
     data: &Dataset,
 ) -> Result<Vec<RankedPair>, RecipeError> {
-    let pad_id = pad_id(&model.resolved.folder, &model.tokenizer)?;
-    let renderer = ScoredRenderer::new(model.renderer(settings), pad_id);
-    let both = settings.max_prompt_length.saturating_add(settings.max_completion_length);
-    let max_length = both.min(model.config.max_position_embeddings);
+    let (renderer, max_length) = reading(settings, model)?;
     let (pairs, left_out) = prepare_ranked_pairs(&data.rows, &renderer, max_length)?;
     let (path, left_out) = (&data.source, left_out.len());
     if pairs.is_empty() {
@@ -62,9 +67,7 @@ pub(super) fn ranked_pairs(
 
 /// The evaluation on the pairs of `eval_file` or `dataset_test_split`, where one is set.
 pub(super) fn evaluator(settings: &RunConfig, model: &LoadedModel) -> Result<Option<Arc<Evaluator>>, RecipeError> {
-    let Some(source) = settings.eval_source()? else { return Ok(None) };
-    let mut data = load_source(&source, &settings.rows_config(RowKind::Pair)?, settings.offline)?.dataset;
-    data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
+    let Some(data) = eval_rows(settings)? else { return Ok(None) };
     let pairs = ranked_pairs(settings, model, &data)?;
     let center = settings.center_rewards_coefficient.unwrap_or(0.0);
     let max_tokens = settings.max_tokens_per_micro_batch;

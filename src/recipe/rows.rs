@@ -1,7 +1,7 @@
 //! The rows of a run: read from their sources, and in the order in which the run draws them.
 
 use super::RecipeError;
-use crate::config::{RunConfig, TrainingSource};
+use crate::config::{Algorithm, RunConfig, TrainingSource};
 use crate::data::{Access, Dataset, Loaded, Row, RowKind, RowOrder, RowsConfig, Source};
 use crate::env::HubEnv;
 use crate::io::sha256_bytes;
@@ -57,6 +57,16 @@ impl TrainingRows {
         let commits: Vec<&str> = self.parts.iter().filter_map(|part| part.commit.as_deref()).collect();
         (!commits.is_empty()).then(|| commits.join(" "))
     }
+}
+
+/// The rows that a run evaluates on, as its evaluation reads them; None where there are none.
+pub(super) fn eval_rows(settings: &RunConfig) -> Result<Option<Dataset>, RecipeError> {
+    let Some(source) = settings.eval_source()? else { return Ok(None) };
+    // A reward model ranks pairs; every other model answers prompts.
+    let kind = if settings.algorithm == Algorithm::Reward { RowKind::Pair } else { RowKind::Prompt };
+    let mut data = load_source(&source, &settings.rows_config(kind)?, settings.offline)?.dataset;
+    data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
+    Ok(Some(data))
 }
 
 /// What is used of each part, and the order in which the run draws it.

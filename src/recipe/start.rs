@@ -56,14 +56,7 @@ impl Start {
     pub fn new(settings: &RunConfig) -> Result<Self, RecipeError> {
         let (model, file, base) = match &settings.architecture {
             None => {
-                let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
-                // A reward model starts from a language model or from another reward model.
-                let is_reward = settings.algorithm == Algorithm::Reward;
-                let task = (!is_reward).then_some(Task::CausalLm);
-                let mut model = load_model_as(&settings.model, revision, settings.offline, template, task)?;
-                if is_reward {
-                    model.config.task = Task::SequenceClassification;
-                }
+                let model = find_model(settings)?;
                 (model, read(settings)?, None)
             }
             Some(architecture) => {
@@ -83,6 +76,19 @@ impl Start {
         };
         Ok(Self { model, data, base })
     }
+}
+
+/// The start model that is named, without its weights.
+pub(super) fn find_model(settings: &RunConfig) -> Result<LoadedModel, RecipeError> {
+    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
+    // A reward model starts from a language model or from another reward model.
+    let is_reward = settings.algorithm == Algorithm::Reward;
+    let task = (!is_reward).then_some(Task::CausalLm);
+    let mut model = load_model_as(&settings.model, revision, settings.offline, template, task)?;
+    if is_reward {
+        model.config.task = Task::SequenceClassification;
+    }
+    Ok(model)
 }
 
 fn read(settings: &RunConfig) -> Result<File, RecipeError> {

@@ -1,13 +1,15 @@
 //! Checks a configuration without running it: everything that a dry run checks, as far as it is on this machine.
 
 use super::RecipeError;
-use super::parts::{graders, load_model};
+use super::parts::graders;
 use super::plan::{Plan, plan};
-use super::rows::{TrainingRows, load_source};
-use super::start::row_kind;
+use super::rows::{TrainingRows, eval_rows};
+use super::start::{find_model, row_kind};
 use crate::config::{Algorithm, RunConfig};
-use crate::data::{DataError, RowKind, load_text};
+use crate::data::{DataError, load_text};
 use crate::hub::HubError;
+use crate::reward::RewardError;
+use std::error::Error;
 use std::path::Path;
 
 /// What was found to be right.
@@ -46,12 +48,22 @@ pub fn validate(settings: &RunConfig) -> Result<Validation, RecipeError> {
 
 /// The sentence about something that would have to be fetched; any other error stays one.
 fn absent(error: RecipeError) -> Result<String, RecipeError> {
+    match of_hub(&error) {
+        Some(HubError::NotCached { repo, .. }) => Ok(format!("{repo} was not looked at: it is not on this machine")),
+        _ => Err(error),
+    }
+}
+
+/// What the Hub or its cache said, wherever it was asked.
+fn of_hub(error: &RecipeError) -> Option<&HubError> {
     match error {
-        RecipeError::Hub(HubError::NotCached { repo, .. })
-        | RecipeError::Data(DataError::Hub(HubError::NotCached { repo, .. })) => {
-            Ok(format!("{repo} was not looked at: it is not on this machine"))
+        RecipeError::Hub(error) | RecipeError::Data(DataError::Hub(error)) => Some(error),
+        RecipeError::Base { source, .. } => Some(source),
+        RecipeError::Reward(RewardError::Model { reason, .. }) => {
+            let reason: &(dyn Error + 'static) = reason.as_ref();
+            reason.downcast_ref()
         }
-        error => Err(error),
+        _ => None,
     }
 }
 
@@ -59,8 +71,7 @@ fn check_model(settings: &RunConfig) -> Result<(), RecipeError> {
     if settings.architecture.is_some() {
         return Ok(());
     }
-    let (revision, template) = (settings.revision.as_deref(), settings.chat_template.as_deref());
-    load_model(&settings.model, revision, true, template).map(drop)
+    find_model(settings).map(drop)
 }
 
 fn check_data(settings: &RunConfig) -> Result<(), RecipeError> {
@@ -77,9 +88,11 @@ fn check_data(settings: &RunConfig) -> Result<(), RecipeError> {
 }
 
 fn check_eval_data(settings: &RunConfig) -> Result<(), RecipeError> {
-    let Some(source) = settings.eval_source()? else { return Ok(()) };
-    let mut data = load_source(&source, &settings.rows_config(RowKind::Prompt)?, true)?.dataset;
-    data.rows.truncate(settings.eval_max_rows.unwrap_or(usize::MAX));
+    let Some(data) = eval_rows(settings)? else { return Ok(()) };
+    // A reward model is not graded: it ranks pairs.
+    if settings.algorithm == Algorithm::Reward {
+        return Ok(());
+    }
     let (rewards, grader) = graders(settings, None)?;
     rewards.check_rows(&data.rows)?;
     grader.check_rows(&data.rows)?;
