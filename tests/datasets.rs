@@ -19,7 +19,7 @@ use candlewick::data::{Access, AnswerRule, DataError, Loaded, PromptTemplate, Ro
 use candlewick::env::HubEnv;
 use candlewick::error::{Diagnose, Exit};
 use candlewick::hub::HubError;
-use candlewick::recipe::{plan, preview};
+use candlewick::recipe::{PreviewText, plan, preview};
 use hub_server::{Hub, Settings};
 use small_run::{Place, assert_same_run, copy_until, digits, finish};
 
@@ -240,22 +240,39 @@ fn previews_know_every_algorithm() {
     let place = Place::new();
     place.write("pairs.jsonl", "{\"prompt\": \"1+1=\", \"chosen\": \"2\", \"rejected\": \"3\"}\n");
     place.write("learn.jsonl", "{\"prompt\": \"1+1=\", \"completion\": \"2\"}\n");
-    let of = |algorithm: Algorithm, file: &str| {
-        let train_file = place.path(file).to_string_lossy().into_owned();
-        preview(&RunConfig { train_file, ..place.settings("out", algorithm) }, 3).unwrap()
-    };
-    let pairs = of(Algorithm::Dpo, "pairs.jsonl");
-    assert_eq!(pairs.rows[0].prompt, "1+1=");
-    let texts =
-        [&pairs.rows[0].chosen, &pairs.rows[0].rejected].map(|shown| shown.as_ref().unwrap().text.chars().next());
-    assert_eq!(texts, [Some('2'), Some('3')]);
-    let learned = of(Algorithm::Sft, "learn.jsonl");
-    assert!(learned.rows[0].completion.as_ref().unwrap().text.starts_with('2'), "{learned:?}");
     place.write("text.txt", &"1+1=2\n".repeat(20));
-    let train_file = place.path("text.txt").to_string_lossy().into_owned();
-    let settings = RunConfig { train_file, block_size: 8, ..place.settings("out", Algorithm::Pretrain) };
-    let blocks = preview(&settings, 2).unwrap();
-    assert!(blocks.rows.len() == 2 && blocks.rows[0].prompt_tokens >= 8, "{blocks:?}");
+    for algorithm in Algorithm::ALL {
+        let file = match algorithm {
+            Algorithm::Dpo | Algorithm::Reward => "pairs.jsonl",
+            Algorithm::Sft => "learn.jsonl",
+            Algorithm::Pretrain => "text.txt",
+            _ => "prompts.jsonl",
+        };
+        let train_file = place.path(file).to_string_lossy().into_owned();
+        let settings = RunConfig { train_file, block_size: 8, ..place.settings("out", algorithm) };
+        let seen = preview(&settings, 2).unwrap();
+        assert_eq!(seen.num_left_out, 0, "{seen:?}");
+        let row = &seen.rows[0];
+        let begins =
+            |shown: &Option<PreviewText>| shown.as_ref().map(|shown| shown.text[..5.min(shown.text.len())].to_owned());
+        let found = [&row.completion, &row.chosen, &row.rejected].map(begins);
+        let expected = match algorithm {
+            Algorithm::Dpo => [None, Some("2"), Some("3")],
+            // The text that is scored, its prompt included.
+            Algorithm::Reward => [None, Some("1+1=2"), Some("1+1=3")],
+            Algorithm::Sft => [Some("2"), None, None],
+            _ => [None, None, None],
+        };
+        for (found, expected) in found.iter().zip(expected) {
+            assert_eq!(found.is_some(), expected.is_some(), "{seen:?}");
+            assert!(found.as_deref().unwrap_or_default().starts_with(expected.unwrap_or_default()), "{seen:?}");
+        }
+        assert_eq!(row.prompt_tokens == 0, algorithm == Algorithm::Reward, "{seen:?}");
+        assert_eq!(
+            seen.render(false).contains("  prompt "),
+            !matches!(algorithm, Algorithm::Reward | Algorithm::Pretrain)
+        );
+    }
 }
 
 #[test]

@@ -39,6 +39,19 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Every algorithm.
+    pub const ALL: [Self; 9] = [
+        Self::Grpo,
+        Self::Rloo,
+        Self::Remax,
+        Self::ReinforcePlusPlus,
+        Self::Raft,
+        Self::Dpo,
+        Self::Reward,
+        Self::Sft,
+        Self::Pretrain,
+    ];
+
     /// The word of the configuration.
     #[must_use]
     pub fn name(self) -> &'static str {

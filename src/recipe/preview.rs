@@ -2,13 +2,14 @@
 
 use super::RecipeError;
 use super::parts::{LoadedModel, PromptLimit, check_device, example_config};
+use super::reward_model;
 use super::rows::TrainingRows;
 use super::start::{Start, TrainingData};
 use crate::batch::blocks;
 use crate::config::{Algorithm, RunConfig};
 use crate::data::{Row, RowOrder};
-use crate::text::PromptRenderer;
-use crate::trainer::{LeftOut, PreparedPrompts, prepare_examples, prepare_pairs};
+use crate::text::{PromptRenderer, ScoredRenderer};
+use crate::trainer::{LeftOut, PreparedPrompts, prepare_examples, prepare_pairs, prepare_ranked_pairs};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -49,7 +50,7 @@ pub struct PreviewSource {
 pub struct PreviewRow {
     /// File and line, or row.
     pub place: String,
-    /// The text that the model reads.
+    /// The text that the model reads; of `reward` empty: it reads the prompt as the beginning of each text of a pair.
     pub prompt: String,
     pub prompt_tokens: usize,
     pub prompt_ids: Vec<u32>,
@@ -57,9 +58,9 @@ pub struct PreviewRow {
     pub answer: Option<String>,
     /// What is learned.
     pub completion: Option<PreviewText>,
-    /// The better completion of a pair.
+    /// The better completion of a pair; of `reward` with its prompt.
     pub chosen: Option<PreviewText>,
-    /// The worse completion of a pair.
+    /// The worse completion of a pair; of `reward` with its prompt.
     pub rejected: Option<PreviewText>,
 }
 
@@ -118,7 +119,9 @@ fn of_rows(
     data: TrainingRows,
     num_shown: usize,
 ) -> Result<Preview, RecipeError> {
-    let viewer = Viewer { settings, model, renderer: model.renderer(settings) };
+    let is_ranked = settings.algorithm == Algorithm::Reward;
+    let ranked = is_ranked.then(|| reward_model::reading(settings, model)).transpose()?;
+    let viewer = Viewer { settings, model, renderer: model.renderer(settings), ranked };
     let (mut kept, mut sizes, mut sources) = (Vec::new(), Vec::new(), Vec::new());
     let (mut left_out, mut num_left_out) = (Vec::new(), 0);
     for part in data.parts {
@@ -156,6 +159,8 @@ struct Viewer<'a> {
     settings: &'a RunConfig,
     model: &'a LoadedModel,
     renderer: PromptRenderer,
+    /// How the pairs of a reward model are read, where one is trained.
+    ranked: Option<(ScoredRenderer, usize)>,
 }
 
 impl Viewer<'_> {
@@ -179,6 +184,17 @@ impl Viewer<'_> {
                     ..seen
                 }),
                 None => Err(left_out(prepared.left_out, row)),
+            });
+        }
+        if let Some((renderer, max_length)) = &self.ranked {
+            let (mut pairs, out) = prepare_ranked_pairs(one, renderer, *max_length)?;
+            return Ok(match pairs.pop() {
+                Some(pair) => Ok(PreviewRow {
+                    chosen: Some(self.text(pair.chosen_ids)?),
+                    rejected: Some(self.text(pair.rejected_ids)?),
+                    ..seen
+                }),
+                None => Err(left_out(out, row)),
             });
         }
         if self.settings.algorithm == Algorithm::Dpo {
@@ -239,7 +255,10 @@ impl Preview {
                 }
             };
             let name = if is_block { "block" } else { "prompt" };
-            line(name, &row.prompt, Some((row.prompt_tokens, &row.prompt_ids)));
+            // The pairs of a reward model hold their prompt.
+            if self.algorithm != "reward" {
+                line(name, &row.prompt, Some((row.prompt_tokens, &row.prompt_ids)));
+            }
             if let Some(answer) = &row.answer {
                 line("answer", answer, None);
             }
