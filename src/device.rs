@@ -31,6 +31,12 @@ impl Compute {
         Self { device: Device::Cpu, dtype: DType::F32 }
     }
 
+    /// The kind of the device: `cpu` or `cuda`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        if self.device.is_cpu() { "cpu" } else { "cuda" }
+    }
+
     /// Bytes of memory that can still be had where tensors live, as far as the system tells.
     #[must_use]
     pub fn available_memory(&self) -> Option<usize> {

@@ -1,5 +1,6 @@
 //! The program from outside: exit codes, what goes to stdout and what to stderr.
 
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 fn candlewick(args: &[&str]) -> Command {
@@ -146,6 +147,17 @@ fn an_evaluation_takes_settings_of_a_run() {
         (&short["accuracy"], &short["mean_reward"], &short["clipped_ratio"]),
         (&0.0.into(), &(-3.0).into(), &1.0.into())
     );
+    let results = folder.path().join("results");
+    let sampling = ["--min-p", "0.125", "--repetition-penalty", "1.5", "--stop", "#"];
+    let written = [&["--max-completion-length", "32", "--output", results.to_str().unwrap()], &sampling[..]].concat();
+    reward_of(&written);
+    let files = std::fs::read_dir(results.join("data__starter")).unwrap().map(|entry| entry.unwrap().path());
+    let of_results = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("results");
+    let file = std::fs::read(files.into_iter().find(of_results).unwrap()).unwrap();
+    let recorded = &serde_json::from_slice::<serde_json::Value>(&file).unwrap()["config"];
+    let kwargs = &recorded["gen_kwargs"];
+    assert_eq!((&kwargs["min_p"], &kwargs["repetition_penalty"]), (&0.125.into(), &1.5.into()), "{recorded}");
+    assert_eq!((&kwargs["stop"][0], &recorded["device"]), (&"#".into(), &"cpu".into()), "{recorded}");
     let long = reward_of(&["--max-completion-length", "32"]);
     assert!(long["mean_completion_tokens"].as_f64().unwrap() > 2.0);
 

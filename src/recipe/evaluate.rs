@@ -163,6 +163,9 @@ pub fn evaluate(
                 "temperature": settings.temperature,
                 "top_p": settings.top_p,
                 "top_k": settings.top_k,
+                "min_p": settings.min_p,
+                "repetition_penalty": settings.repetition_penalty,
+                "stop": config.stop.stop_strings,
                 "max_completion_length": settings.max_completion_length,
                 "do_sample": settings.temperature > 0.0,
             });
@@ -178,7 +181,7 @@ pub fn evaluate(
                 filter: grader.name(),
                 generation_kwargs: kwargs.as_object().cloned().unwrap_or_default(),
                 seed: settings.seed,
-                device: "cpu".into(),
+                device: compute.name().into(),
                 chat_template: model.template.as_ref().map(|template| template.text().to_owned()),
                 system_prompt: settings.system_prompt.clone(),
                 started,
