@@ -149,7 +149,9 @@ const WRONG: &[(&str, &str)] = &[
     ("warmup", "warmup_steps = 100\nmax_steps = 50\n"),
     ("warmup_fraction", "warmup_steps = 2.5\n"),
     ("eval_without_file", "eval_steps = 10\neval_max_rows = 5\n"),
-    ("tracker", "report_to = [\"mlflow\", \"none\", \"tensorboard\"]\npython = \"\"\n"),
+    ("tracker", "report_to = [\"mlflow\", \"none\", \"wandb\"]\npython = \"\"\n"),
+    ("no_tracker", "report_to = [\"csv\"]\npython = \"python\"\nproject = \"p\"\nrun_name = \"r\"\n"),
+    ("nothing_to_compare_with", "eval_on_start = false\n"),
     ("no_effect_sft", "algorithm = \"sft\"\nbeta = 0.1\nnum_generations = 1\n"),
     ("no_effect_grpo", "completion_only_loss = false\nraft_min_reward = 0.5\n"),
     (
@@ -252,7 +254,8 @@ const WRONG_PRETRAINING: &[(&str, &str)] = &[
     ),
     (
         "nothing_to_evaluate_on",
-        "algorithm = \"pretrain\"\nmodel = \"m\"\ntrain_file = \"t\"\nvalidation_fraction = 0\neval_steps = 10\n",
+        "algorithm = \"pretrain\"\nmodel = \"m\"\ntrain_file = \"t\"\nvalidation_fraction = 0\neval_steps = 10\n\
+      eval_on_start = true\n",
     ),
     (
         "not_read",
@@ -404,7 +407,8 @@ fn control_characters_do_not_reach_the_terminal() {
 
 #[test]
 fn later_layers_win_and_every_value_knows_its_source() {
-    let (folder, mut layers) = layers(&format!("{COMPLETE}beta = 0.1\ntemperature = 0.5\ngamma = 0.5\nseed = 1\n"));
+    let (folder, mut layers) =
+        layers(&format!("{COMPLETE}beta = 0.1\ntemperature = 0.5\ngamma = 0.5\nseed = 1\nreport_to = [\"wandb\"]\n"));
     let second = folder.path().join("second.toml");
     std::fs::write(&second, "\ntemperature = 0.6\ngamma = 0.6\nseed = 2\nchat_template_kwargs = { a = 1 }\n").unwrap();
     layers.files.push(second.clone());
@@ -424,6 +428,7 @@ fn later_layers_win_and_every_value_knows_its_source() {
         gamma: 0.8,
         seed: u64::MAX,
         run_name: Some("42".into()),
+        report_to: vec!["wandb".into()],
         stop: vec!["x".into(), "y".into()],
         eval_file: Some("a=b".into()),
         chat_template_kwargs: [("a".to_owned(), 1.into()), ("b".to_owned(), false.into())].into_iter().collect(),

@@ -104,6 +104,26 @@ const HAS_EVALUATION: Condition = Condition {
     holds: RunConfig::has_eval_rows,
     otherwise: "without `eval_file` or `dataset_test_split`",
 };
+const HAS_COMPARISON: Condition = Condition {
+    key: "eval_file",
+    holds: |c| c.algorithm == Pretrain || c.has_eval_rows(),
+    otherwise: "without `eval_file` or `dataset_test_split`",
+};
+const HAS_VALIDATION: Condition = Condition {
+    key: "validation_fraction",
+    holds: |c| c.algorithm != Pretrain || c.validation_fraction > 0.0,
+    otherwise: "where `validation_fraction` is 0",
+};
+const HAS_BRIDGE: Condition = Condition {
+    key: "report_to",
+    holds: |c| reports_to(c, &["wandb", "trackio"]),
+    otherwise: "without `wandb` or `trackio` in `report_to`",
+};
+const HAS_NAMED_TRACKER: Condition = Condition {
+    key: "report_to",
+    holds: |c| reports_to(c, &["tensorboard", "wandb", "trackio"]),
+    otherwise: "without `tensorboard`, `wandb` or `trackio` in `report_to`",
+};
 const HAS_DATASET: Condition =
     Condition { key: "dataset_name", holds: |c| c.dataset_name.is_some(), otherwise: "without `dataset_name`" };
 const HAS_NO_FILE: Condition =
@@ -137,6 +157,10 @@ const HAS_LABELS: Condition = Condition {
     holds: |c| matches!(c.dpo_loss_type, DpoLossType::Sigmoid | DpoLossType::SigmoidNorm),
     otherwise: "without `dpo_loss_type = \"sigmoid\"` or `\"sigmoid_norm\"`",
 };
+
+fn reports_to(config: &RunConfig, trackers: &[&str]) -> bool {
+    config.report_to.iter().any(|name| trackers.contains(&name.as_str()))
+}
 
 /// Settings of generation that are missing here are read by evaluations too.
 const EFFECTS: &[Effect] = &[
@@ -205,6 +229,10 @@ const EFFECTS: &[Effect] = &[
     of("num_samples", &[Pretrain]),
     of("sample_prompt", &[Pretrain]),
     of("eval_max_rows", ROWS).only(&[HAS_EVALUATION]),
+    of("eval_on_start", &[]).only(&[HAS_COMPARISON, HAS_VALIDATION]),
+    of("python", &[]).only(&[HAS_BRIDGE]),
+    of("project", &[]).only(&[HAS_BRIDGE]),
+    of("run_name", &[]).only(&[HAS_NAMED_TRACKER]),
     of("hub_model_id", &[]).only(&[IS_PUSHED]),
     of("hub_private_repo", &[]).only(&[IS_PUSHED]),
 ];
@@ -375,7 +403,7 @@ mod tests {
             let mut rows = READ_BY.iter().filter(|(_, keys)| keys.contains(&field.name.as_str()));
             let (readers, _) = rows.next().unwrap_or_else(|| panic!("{} is not in the table", field.name));
             assert!(rows.next().is_none(), "{} twice", field.name);
-            for algorithm in [Grpo, Rloo, Remax, ReinforcePlusPlus, Raft, Dpo, Reward, Sft, Pretrain] {
+            for algorithm in Algorithm::ALL {
                 // What settings depend on is as they need it.
                 let config = RunConfig {
                     algorithm,
@@ -390,6 +418,7 @@ mod tests {
                     sync_ref_model: true,
                     dynamic_sampling: true,
                     push_to_hub: true,
+                    report_to: vec!["wandb".into()],
                     loss_type: if field.name.starts_with("sapo") { LossType::Sapo } else { LossType::Dapo },
                     ..RunConfig::default()
                 };
