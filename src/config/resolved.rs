@@ -80,7 +80,7 @@ impl RunConfig {
         self.prompts_per_step.saturating_mul(self.gradient_accumulation_steps)
     }
 
-    /// Completions that one rollout samples: the rows P*G of a step before accumulation.
+    /// The rows P*G of an optimizer step where `gradient_accumulation_steps` is 1.
     #[must_use]
     pub fn completions_per_step(&self) -> usize {
         self.prompts_per_step.saturating_mul(self.num_generations)

@@ -303,11 +303,12 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
 
     // # Batch and length
-    /// Prompts a rollout, 1 or more; each brings `num_generations` completions (`sft`, `reward`, and `dpo`
+    /// Prompts of an optimizer step, 1 or more, times `gradient_accumulation_steps`; each brings `num_generations` completions (`sft`, `reward`, and `dpo`
     /// from a file: rows; `pretrain`: blocks).
     /// Default `8`: with the default group 64 completions.
     pub prompts_per_step: usize,
-    /// Rollouts that share one optimizer step, 1 or more: it covers `prompts_per_step` times this many prompts.
+    /// A factor of the prompts of an optimizer step, 1 or more: it covers `prompts_per_step` times this many, which are
+    /// all sampled at once, as TRL's generation batch is. Micro-batches follow from `max_tokens_per_micro_batch`.
     /// Default `1`: the batch is as large as `prompts_per_step` says.
     pub gradient_accumulation_steps: usize,
     /// Tokens that go through forward and backward at once, 1 or more. Bounds the memory of training; the results do

@@ -225,6 +225,7 @@ impl PolicyGradient {
                 metrics.max("sampling/sampling_logp_difference/max", max);
             }
         }
+        // As those of the clipping: over the completions that were run. Skipped ones are in none of them.
         metrics.mean("entropy", entropy, stats.active_tokens);
         metrics.mean("frac_completions_skipped", rows.num_skipped() as f64, rows.completions.len() as u64);
         add_objective_metrics(metrics, &stats, self.reference.is_some());
