@@ -58,6 +58,8 @@ fn wrong_settings_and_wrong_arguments_exit_with_2() {
     assert_eq!(output(&["config", "shwo"]).status.code(), Some(2));
     assert_eq!(output(&[]).status.code(), Some(2));
     assert_eq!(output(&["--help"]).status.code(), Some(0));
+    let help = text(&output(&["train", "--help"]).stdout);
+    assert!(help.contains("dpo, reward, sft") && help.contains("auto, f32, tf32, bf16"), "{help}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The arguments that make a configuration: files, `--set`, and flags for the common settings.
 
-use candlewick::config::{Layers, Override};
+use candlewick::config::{Layers, Override, words_of};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -37,7 +37,7 @@ macro_rules! flags {
 }
 
 flags! {
-    /// How the model learns: grpo, rloo, remax, reinforce++, raft, dpo, sft or pretrain.
+    #[arg(help = choice("How the model learns", "algorithm"))]
     algorithm: "NAME",
     /// Model folder or Hub id.
     model: "MODEL",
@@ -59,9 +59,9 @@ flags! {
     output_dir: "DIR",
     /// Names every random draw.
     seed: "N",
-    /// auto, cpu or cuda.
+    #[arg(help = choice("Where it computes", "device"))]
     device: "NAME",
-    /// auto, f32 or bf16.
+    #[arg(help = choice("Number format of the computation", "dtype"))]
     dtype: "NAME",
     /// CPU threads.
     threads: "N",
@@ -73,7 +73,7 @@ flags! {
     temperature: "X",
     /// Completions a prompt.
     num_generations: "N",
-    /// Prompts a rollout.
+    /// Prompts of an optimizer step.
     prompts_per_step: "N",
     /// Longest prompt, in tokens.
     max_prompt_length: "N",
@@ -89,6 +89,11 @@ flags! {
     eval_steps: "N",
     /// Name of the run.
     run_name: "NAME",
+}
+
+/// The help of a setting that is a choice of words.
+fn choice(meaning: &str, setting: &str) -> String {
+    format!("{meaning}: {}", words_of(setting).join(", "))
 }
 
 fn flag(name: &str, value: &str) -> Override {

@@ -37,3 +37,4 @@ pub use reference::reference_page;
 pub use resolved::Resume;
 pub use reward_config::RewardConfig;
 pub use run_config::RunConfig;
+pub use schema::words_of;

@@ -86,7 +86,8 @@ fn kind(rust: &str) -> &'static str {
         "String" | "PathBuf" => "string",
         "Vec<String" => "list of strings",
         "Vec<RewardConfig" | "Vec<MixConfig" => "list of tables",
-        "ArchitectureConfig" => "table",
+        "ArchitectureConfig" | "LoraConfig" => "table",
+        "Targets" => "string or list of strings",
         kind if kind.starts_with("serde_json") => "table",
         _ => "word",
     }
@@ -98,10 +99,20 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::schema::words_of;
     use super::super::show::toml_value;
     use super::*;
     use crate::config::{ArchitectureConfig, LoraConfig, MixConfig, RewardConfig, RunConfig};
     use serde_json::Value;
+
+    /// What is called a word is a choice of words.
+    #[test]
+    fn words_are_told_from_tables_and_lists() {
+        for field in RUN_FIELDS.iter().filter(|field| kind(&field.kind) == "word") {
+            assert!(!words_of(&field.name).is_empty(), "{}", field.name);
+        }
+        assert_eq!(kind("Option<Targets>"), "string or list of strings");
+    }
 
     /// The comments are prose, but the default they state is a value that the code knows too.
     #[test]

@@ -183,6 +183,12 @@ fn wrong_type(kind: Kind, field: &Field, span: &Range<usize>, source: &Source<'_
     }
 }
 
+/// The words that a setting accepts; none where it is no choice of words.
+#[must_use]
+pub fn words_of(setting: &str) -> Vec<String> {
+    words(Kind::Run, setting)
+}
+
 /// The words that a setting accepts, if it accepts words only: serde lists them when it is given another one.
 fn words(kind: Kind, name: &str) -> Vec<String> {
     let mut table = Table::new();
