@@ -215,7 +215,7 @@ impl Sums<'_> {
             let active = range.clone().filter(|t| batch.completion_mask[*t]);
             active.map(|t| batch.log_ratio(t)).sum::<f64>() * share
         });
-        let (mut row_loss, mut row_slope, mut ratio_sum, mut counts) = (0.0, 0.0, 0.0, (0, 0));
+        let (mut row_loss, mut row_slope, mut counts) = (0.0, 0.0, (0, 0));
         // From the last token back: the discount of token t is gamma^(tokens after it).
         let mut discounted = advantage;
         for t in range.clone().rev() {
@@ -239,7 +239,6 @@ impl Sums<'_> {
             self.grad[t] = slope * weight;
             counts.0 += u64::from(term.is_low_clipped);
             counts.1 += u64::from(term.is_high_clipped);
-            ratio_sum += log_ratio.exp();
         }
         if let Some(log_ratio) = of_row {
             for t in range.clone().filter(|t| batch.completion_mask[*t]) {
@@ -249,12 +248,10 @@ impl Sums<'_> {
             // advantage.
             let term = self.surrogate.compute(log_ratio, 0.0, advantage);
             counts = (u64::from(term.is_low_clipped), u64::from(term.is_high_clipped));
-            ratio_sum = log_ratio.exp();
         }
         self.loss += row_loss * weight;
         let ratios = if of_row.is_some() { 1 } else { active as u64 };
         if level != ImportanceSamplingLevel::None {
-            self.stats.ratio_sum += ratio_sum;
             self.stats.ratio_count += ratios;
             if self.surrogate.clips() {
                 self.stats.add_row(ratios, counts.0, counts.1);

@@ -9,10 +9,8 @@ pub struct ObjectiveStats {
     pub kl_sum: f64,
     /// Estimates in `kl_sum`: the active tokens, or with `sequence_squared` the rows.
     pub kl_count: u64,
-    /// Sum of the ratios `exp(logprob - old_logprob)`.
-    pub ratio_sum: f64,
     /// Ratios: the active tokens; the rows where a row has one ratio; 0 where there is none. The count under
-    /// `ratio_sum`, `low_clipped` and `high_clipped`.
+    /// `low_clipped` and `high_clipped`.
     pub ratio_count: u64,
     /// Ratios clipped below: `clip_ratio/low_mean` times `ratio_count`.
     pub low_clipped: u64,
@@ -32,7 +30,6 @@ impl ObjectiveStats {
         self.active_tokens += other.active_tokens;
         self.kl_sum += other.kl_sum;
         self.kl_count += other.kl_count;
-        self.ratio_sum += other.ratio_sum;
         self.ratio_count += other.ratio_count;
         self.low_clipped += other.low_clipped;
         self.high_clipped += other.high_clipped;

@@ -85,12 +85,6 @@ impl TrainerState {
         self.log_history.push(row);
     }
 
-    /// Entries of the history.
-    #[must_use]
-    pub fn history_len(&self) -> usize {
-        self.log_history.len()
-    }
-
     /// Writes the file into a checkpoint folder, keys sorted, indent 2.
     pub fn save(&self, folder: &Path) -> Result<(), CheckpointError> {
         save_json(&folder.join(TRAINER_STATE_FILE), self)

@@ -50,14 +50,6 @@ pub struct RolloutGroup {
     pub completions: Vec<Completion>,
 }
 
-impl RolloutGroup {
-    /// Tokens of all completions.
-    #[must_use]
-    pub fn num_completion_tokens(&self) -> usize {
-        self.completions.iter().map(|c| c.ids.len()).sum()
-    }
-}
-
 /// Why prompts could not be continued.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use super::StepMetrics;
 use crate::error::{Diagnose, Exit};
 
 /// Steps without any difference in reward inside a group before that is worth a warning. A batch of a few prompts
@@ -181,14 +180,6 @@ impl Watch {
     /// Refuses a value that is NaN or infinite; called before the optimizer touches the weights.
     pub fn require_finite(step: u64, name: &str, value: f64) -> Result<(), NonFinite> {
         if value.is_finite() { Ok(()) } else { Err(NonFinite { step, name: name.to_owned(), value }) }
-    }
-
-    /// Refuses the first metric of the step that is NaN or infinite.
-    pub fn require_finite_metrics(step: u64, metrics: &StepMetrics) -> Result<(), NonFinite> {
-        match metrics.non_finite().first() {
-            None => Ok(()),
-            Some((name, value)) => Err(NonFinite { step, name: (*name).to_owned(), value: *value }),
-        }
     }
 }
 

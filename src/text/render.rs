@@ -45,7 +45,6 @@ pub struct PromptRenderer {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     system_prompt: Option<String>,
-    tools: Option<Value>,
     template_kwargs: Map<String, Value>,
     text_as_user: bool,
 }
@@ -53,7 +52,7 @@ pub struct PromptRenderer {
 impl PromptRenderer {
     #[must_use]
     pub fn new(tokenizer: Tokenizer, template: Option<ChatTemplate>) -> Self {
-        Self { tokenizer, template, system_prompt: None, tools: None, template_kwargs: Map::new(), text_as_user: false }
+        Self { tokenizer, template, system_prompt: None, template_kwargs: Map::new(), text_as_user: false }
     }
 
     /// A system message to put in front of every conversation that has none. It makes plain text a user message too.
@@ -67,13 +66,6 @@ impl PromptRenderer {
     #[must_use]
     pub fn with_template_kwargs(mut self, kwargs: Map<String, Value>) -> Self {
         self.template_kwargs = kwargs;
-        self
-    }
-
-    /// JSON schemas of tools (a list) for the template.
-    #[must_use]
-    pub fn with_tools(mut self, tools: Option<Value>) -> Self {
-        self.tools = tools;
         self
     }
 
@@ -186,8 +178,7 @@ impl PromptRenderer {
 
     pub(super) fn render_messages(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, TextError> {
         let template = self.template.as_ref().ok_or(TextError::NoChatTemplate)?;
-        let options =
-            RenderOptions { add_generation_prompt, tools: self.tools.clone(), extra: self.template_kwargs.clone() };
+        let options = RenderOptions { add_generation_prompt, tools: None, extra: self.template_kwargs.clone() };
         template.render(messages, self.tokenizer.special_tokens(), &options)
     }
 

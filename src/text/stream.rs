@@ -84,12 +84,6 @@ impl TextStream {
         self.read = self.ids.len();
         Ok((!rest.is_empty()).then_some(rest))
     }
-
-    /// The ids so far.
-    #[must_use]
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
-    }
 }
 
 #[cfg(test)]

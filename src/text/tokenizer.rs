@@ -149,12 +149,6 @@ impl Tokenizer {
         self.inner.eos_id
     }
 
-    /// The token with this id, as the vocabulary spells it.
-    #[must_use]
-    pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.tokenizer.id_to_token(id)
-    }
-
     /// The id of a token, as the vocabulary spells it.
     #[must_use]
     pub fn id(&self, token: &str) -> Option<u32> {
