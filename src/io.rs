@@ -174,6 +174,12 @@ pub fn remove_stale_temps(dir: &Path) -> Result<(), IoError> {
     Ok(())
 }
 
+/// Whether a file of this name is of the kind that the extension says.
+#[must_use]
+pub fn has_extension(name: &str, extension: &str) -> bool {
+    Path::new(name).extension().is_some_and(|found| found == extension)
+}
+
 /// SHA-256 of some bytes, in lower-case hex.
 #[must_use]
 pub fn sha256_bytes(bytes: &[u8]) -> String {
@@ -199,7 +205,9 @@ pub fn sha256_file(path: &Path) -> Result<(u64, String), IoError> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Lower-case hex.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         for nibble in [byte >> 4, byte & 15] {
             text.push(char::from_digit(u32::from(nibble), 16).unwrap_or('?'));

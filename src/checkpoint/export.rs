@@ -13,9 +13,10 @@ use std::path::Path;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::CheckpointError;
+use super::tensors::{header, num_elements};
 use crate::io::{IoError, create_dirs, write_atomic};
 use crate::model::SavedDtype;
 
@@ -210,27 +211,6 @@ fn write_tensor(writer: &mut dyn Write, values: &[f32], dtype: SavedDtype) -> io
         writer.write_all(&bytes)?;
     }
     Ok(finite)
-}
-
-/// The header as JSON, padded with spaces so that the data starts at a multiple of 8 bytes.
-fn header(specs: &[(&str, &[usize])], dtype: SavedDtype) -> serde_json::Result<Vec<u8>> {
-    let mut members = Map::new();
-    // Loaders of PyTorch models look for this word.
-    members.insert("__metadata__".into(), json!({ "format": "pt" }));
-    let mut offset = 0;
-    for (name, shape) in specs {
-        let end = offset + num_elements(shape) * dtype.bytes();
-        let entry = json!({ "dtype": dtype.safetensors_name(), "shape": shape, "data_offsets": [offset, end] });
-        members.insert((*name).to_owned(), entry);
-        offset = end;
-    }
-    let mut text = serde_json::to_vec(&Value::Object(members))?;
-    text.resize(text.len().next_multiple_of(8), b' ');
-    Ok(text)
-}
-
-fn num_elements(shape: &[usize]) -> usize {
-    shape.iter().product()
 }
 
 /// Copies the files of the base model that are not weights.

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::CheckpointError;
 use crate::io::IoError;
+use crate::model::SavedDtype;
 
 /// Bytes of the length field before the header.
 const PREFIX_BYTES: usize = 8;
@@ -60,7 +61,7 @@ pub fn write_tensors_with<'a, E: From<CheckpointError>>(
     mut data: impl FnMut(usize) -> Result<Cow<'a, [f32]>, E>,
 ) -> Result<(), E> {
     let failed = |error| CheckpointError::from(IoError::of("write", path)(error));
-    let header = header(specs).map_err(|error| failed(error.into()))?;
+    let header = header(specs, SavedDtype::F32).map_err(|error| failed(error.into()))?;
     let file = File::create(path).map_err(IoError::of("create", path)).map_err(CheckpointError::from)?;
     let mut writer = BufWriter::with_capacity(CHUNK_BYTES, file);
     writer.write_all(&(header.len() as u64).to_le_bytes()).and_then(|()| writer.write_all(&header)).map_err(failed)?;
@@ -80,23 +81,25 @@ pub fn write_tensors_with<'a, E: From<CheckpointError>>(
     Ok(writer.flush().map_err(failed)?)
 }
 
-fn num_elements(shape: &[usize]) -> usize {
-    shape.iter().product()
-}
-
 /// The header as JSON, padded with spaces so that the data starts at a multiple of 8 bytes.
-fn header(specs: &[(&str, &[usize])]) -> serde_json::Result<Vec<u8>> {
+pub(super) fn header(specs: &[(&str, &[usize])], dtype: SavedDtype) -> serde_json::Result<Vec<u8>> {
     let mut members = Map::new();
+    // Loaders of PyTorch models look for this word.
     members.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut offset = 0;
     for (name, shape) in specs {
-        let end = offset + num_elements(shape) * 4;
-        members.insert((*name).to_owned(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] }));
+        let end = offset + num_elements(shape) * dtype.bytes();
+        let entry = json!({ "dtype": dtype.safetensors_name(), "shape": shape, "data_offsets": [offset, end] });
+        members.insert((*name).to_owned(), entry);
         offset = end;
     }
     let mut text = serde_json::to_vec(&Value::Object(members))?;
     text.resize(text.len().next_multiple_of(8), b' ');
     Ok(text)
+}
+
+pub(super) fn num_elements(shape: &[usize]) -> usize {
+    shape.iter().product()
 }
 
 /// Reads every tensor of a file of [`write_tensors`], in the order of the data.

@@ -9,7 +9,6 @@
 //! A file is Parquet, a JSON array of objects, or JSON Lines; its first bytes tell which. One row is in memory at a time
 //! beside those that are kept.
 
-use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
@@ -26,7 +25,7 @@ use super::row::{Columns, Row};
 use super::slice::Slice;
 use super::template::PromptTemplate;
 use super::{json_array, jsonl, parquet};
-use crate::io::{IoError, sha256_bytes, sha256_file};
+use crate::io::{IoError, hex, sha256_bytes, sha256_file};
 use crate::text::{Prompt, excerpt};
 
 /// Bad rows that a message lists; the rest is counted.
@@ -206,11 +205,7 @@ pub(super) struct Hashing<R> {
 
 impl<R> Hashing<R> {
     fn finish(self) -> String {
-        let mut sha256 = String::with_capacity(64);
-        for byte in self.hasher.finalize() {
-            let _ = write!(sha256, "{byte:02x}");
-        }
-        sha256
+        hex(&self.hasher.finalize())
     }
 }
 

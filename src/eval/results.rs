@@ -4,11 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::{EvalFigures, EvalSample};
 use crate::data::Row;
-use crate::io::{IoError, create_dirs, write_atomic};
+use crate::io::{IoError, create_dirs, sha256_bytes, write_atomic};
 use crate::text::Prompt;
 
 /// What the harness's filters put where they find no answer.
@@ -230,11 +229,7 @@ fn sanitized(name: &str) -> String {
 }
 
 fn sha256(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        use std::fmt::Write;
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    sha256_bytes(text.as_bytes())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::listing::ContentHash;
+use crate::io::hex;
 
 const PIECE: usize = 1 << 20;
 
@@ -40,7 +41,7 @@ fn digest(mut hasher: impl Digest, mut content: impl Read) -> std::io::Result<St
             Err(error) => return Err(error),
         }
     }
-    Ok(hasher.finalize().iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}")))
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]

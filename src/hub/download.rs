@@ -15,6 +15,7 @@ use super::http::{Ask, Client};
 use super::listing::{ContentHash, Listed, commit_of, list};
 use super::retry::{ATTEMPTS, pause_before};
 use super::{HubError, Request, Resolved, encode};
+use crate::io::has_extension;
 use crate::model::header;
 
 const PIECE: usize = 1 << 18;
@@ -83,10 +84,6 @@ fn is_wanted(name: &str) -> bool {
     let kind = ["json", "safetensors", "jinja"].iter().any(|kind| has_extension(name, kind));
     let named = ["tokenizer.model", "merges.txt", "vocab.txt", "README.md"].contains(&name);
     plain && !other_index && (kind || named)
-}
-
-fn has_extension(name: &str, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|found| found == extension)
 }
 
 fn is_weights(name: &str) -> bool {

@@ -6,7 +6,7 @@ use crate::checkpoint::{
     TrainingState, unlisted_files,
 };
 use crate::config::RunConfig;
-use crate::io::read_text;
+use crate::io::{has_extension, read_text};
 use crate::model::header;
 use serde::Serialize;
 use serde_json::Value;
@@ -124,10 +124,6 @@ fn weights_of(folder: &Path, manifest: &Manifest) -> Result<Weights, RecipeError
         }
     }
     Ok(weights)
-}
-
-fn has_extension(name: &str, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|found| found == extension)
 }
 
 fn optimizer(folder: &Path, manifest: &Manifest, state: &TrainingState) -> Result<String, RecipeError> {

@@ -11,7 +11,7 @@ use crate::checkpoint::{
 use crate::config::{Layers, RunConfig};
 use crate::env::HubEnv;
 use crate::hub::{self, PushEvent, PushFile, PushSource, PushTarget, Pushed};
-use crate::io::{IoError, read_text, sha256_file};
+use crate::io::{IoError, has_extension, read_text, sha256_file};
 use crate::telemetry::EvalFigures;
 use serde::Serialize;
 use serde_json::Value;
@@ -197,10 +197,6 @@ fn reason_to_leave_file(name: &str, with_state: bool) -> Option<&'static str> {
         let is_evaluation = is_result("results_", "json") || is_result("samples_", "jsonl");
         is_evaluation.then_some("what an evaluation found; --include-training-state takes it")
     }
-}
-
-fn has_extension(name: &str, extension: &str) -> bool {
-    Path::new(name).extension().is_some_and(|found| found == extension)
 }
 
 /// A folder of which a loader could make a model: a configuration and every weight file that belongs to it.
