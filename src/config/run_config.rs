@@ -303,8 +303,8 @@ pub struct RunConfig {
     pub max_grad_norm: f64,
 
     // # Batch and length
-    /// Prompts of an optimizer step, 1 or more, times `gradient_accumulation_steps`; each brings `num_generations` completions (`sft`, `reward`, and `dpo`
-    /// from a file: rows; `pretrain`: blocks).
+    /// Prompts of an optimizer step, 1 or more, times `gradient_accumulation_steps`; each brings `num_generations`
+    /// completions (`sft`, `reward`, and `dpo` from a file: rows; `pretrain`: blocks).
     /// Default `8`: with the default group 64 completions.
     pub prompts_per_step: usize,
     /// A factor of the prompts of an optimizer step, 1 or more: it covers `prompts_per_step` times this many, which are
