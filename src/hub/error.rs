@@ -1,6 +1,6 @@
 //! What can go wrong between a model on the Hub and its files here, in either direction.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Diagnose, Exit};
 
@@ -96,11 +96,11 @@ fn is_about_trust(message: &str) -> bool {
 impl Diagnose for HubError {
     fn hint(&self) -> Option<String> {
         let text = match self {
-            Self::NeitherFolderNorRepo { model, .. } => {
-                let parent = std::path::Path::new(model).parent().unwrap_or(std::path::Path::new("."));
+            Self::NeitherFolderNorRepo { model, source } => {
+                let parent = Path::new(model).parent().unwrap_or(Path::new(".")).display();
+                let of_hub = source.hint().map(|hint| format!(" If it is an id: {hint}")).unwrap_or_default();
                 return Some(format!(
-                    "Check the path: the folder {} is there, what is named in it is not.",
-                    parent.display()
+                    "Check the path: the folder {parent} is there, what is named in it is not.{of_hub}"
                 ));
             }
             Self::NoSuchFolder { .. } => "Check the path, or give a Hub id such as Qwen/Qwen2.5-0.5B-Instruct.",
