@@ -132,6 +132,11 @@ pub fn parent_of(path: &Path) -> &Path {
 /// # Errors
 /// [`IoError::Failed`] from any step, or from `write` itself; `path` is untouched then.
 pub fn write_atomic(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), IoError> {
+    // Also where it is a file: whoever opened that goes on writing to it.
+    if matches!(path.to_str(), Some("/dev/stdout" | "/dev/fd/1" | "/proc/self/fd/1")) {
+        let mut stdout = io::stdout().lock();
+        return write(&mut stdout).and_then(|()| stdout.flush()).map_err(IoError::of("write", path));
+    }
     let facts = fs::metadata(path);
     if facts.as_ref().is_ok_and(|facts| !facts.is_file() && !facts.is_dir()) {
         let mut file = File::options().write(true).open(path).map_err(IoError::of("open", path))?;

@@ -1,5 +1,6 @@
 //! The program from outside: exit codes, what goes to stdout and what to stderr.
 
+use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -77,6 +78,18 @@ fn a_reader_that_leaves_early_is_no_failure() {
     let done = child.wait_with_output().unwrap();
     assert_eq!(done.status.code(), Some(0));
     assert_eq!(text(&done.stderr), "");
+}
+
+/// Also where stdout is a file, the rows go to that file and it stays the same one.
+#[test]
+fn sums_can_be_written_to_stdout() {
+    let mut file = tempfile::tempfile().unwrap();
+    let mut command = candlewick(&["data", "arithmetic", "/dev/stdout", "--rows", "5"]);
+    assert!(command.stdout(file.try_clone().unwrap()).status().unwrap().success());
+    let mut rows = String::new();
+    file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut rows)).unwrap();
+    assert_eq!(rows.lines().filter(|line| line.starts_with("{\"prompt\":")).count(), 5, "{rows}");
+    assert_eq!(rows.lines().count(), 5, "{rows}");
 }
 
 #[test]

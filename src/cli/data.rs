@@ -129,7 +129,10 @@ pub fn run(args: DataArgs) -> Result<ExitCode, Failure> {
             };
             let Some(test_file) = args.test_file else {
                 let rows = write_arithmetic(&args.path, &config)?;
-                print(&format!("{rows} rows written to {}\n", args.path.display()))?;
+                // What goes to stdout are the rows and nothing else.
+                if !args.path.starts_with("/dev") {
+                    print(&format!("{rows} rows written to {}\n", args.path.display()))?;
+                }
                 return Ok(ExitCode::SUCCESS);
             };
             let (train, test) = write_arithmetic_split(&args.path, &test_file, args.test_fraction, &config)?;
