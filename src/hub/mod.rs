@@ -99,41 +99,36 @@ pub fn resolve_with(
     if !is_repo_id(model) {
         return Err(HubError::NoSuchFolder { model: model.to_owned() });
     }
+    let request = Request { env, kind: RepoType::Model, repo: model, revision: revision.unwrap_or("main") };
     let is_in_folder = path.parent().is_some_and(|parent| !parent.as_os_str().is_empty() && parent.is_dir());
-    find_repo(env, model, revision, offline, progress).map_err(|error| match error {
+    find_repo(&request, offline, progress).map_err(|error| match error {
         error if is_in_folder => HubError::NeitherFolderNorRepo { model: model.to_owned(), source: Box::new(error) },
         error => error,
     })
 }
 
 /// A model of the Hub, from the cache or by asking.
-fn find_repo(
-    env: &HubEnv,
-    model: &str,
-    revision: Option<&str>,
-    offline: bool,
-    progress: &dyn Fn(&str),
-) -> Result<Resolved, HubError> {
-    let request = Request { env, kind: RepoType::Model, repo: model, revision: revision.unwrap_or("main") };
-    if !is_revision(request.revision) {
-        return Err(HubError::Revision { repo: model.to_owned(), revision: request.revision.to_owned() });
+fn find_repo(request: &Request<'_>, offline: bool, progress: &dyn Fn(&str)) -> Result<Resolved, HubError> {
+    let Request { env, repo, revision, .. } = *request;
+    if !is_revision(revision) {
+        return Err(HubError::Revision { repo: repo.to_owned(), revision: revision.to_owned() });
     }
-    let cached = cache::find(&request);
+    let cached = cache::find(request);
     // A commit never changes, so a complete copy of it needs no question to the Hub.
     if let Ok(found) = &cached
-        && cache::is_commit(request.revision)
+        && cache::is_commit(revision)
     {
         return Ok(found.clone());
     }
     if offline || env.offline {
         return cached.map_err(|missing| HubError::NotCached {
-            repo: model.to_owned(),
-            revision: request.revision.to_owned(),
+            repo: repo.to_owned(),
+            revision: revision.to_owned(),
             missing,
             cache: env.cache.clone(),
         });
     }
-    fetch(&request, cached.ok(), progress)
+    fetch(request, cached.ok(), progress)
 }
 
 /// Where a push goes.
